@@ -1,0 +1,152 @@
+"""Scores: agreement with scikit-learn, honest counting, and no dependence on how clips are batched."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+from sklearn.metrics import balanced_accuracy_score, confusion_matrix, top_k_accuracy_score
+from torch import nn
+
+from vireo.data.dataset import Batch, Failure
+from vireo.errors import DataError, UsageError
+from vireo.evaluate import (
+    Scores,
+    choose_device,
+    measure,
+    score_clips,
+    shuffled_order,
+    wilson_interval,
+    write_evaluation,
+)
+
+LABELS = tuple("abcdefg")
+
+
+def random_scores(seed: int, clips: int = 60, failures: int = 0) -> Scores:
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.randint(0, 6, (clips,), generator=generator)  # class "g" has no clips
+    logits = torch.randn(clips, 7, generator=generator) + 1.5 * nn.functional.one_hot(labels, 7)
+    return Scores(
+        logits=logits,
+        labels=labels,
+        indices=torch.arange(clips),
+        failures=tuple(Failure(clips + i, f"broken{i}.mp4", "no video stream") for i in range(failures)),
+    )
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_accuracies_agree_with_scikit_learn(seed: int) -> None:
+    scores = random_scores(seed)
+    found = measure(scores, LABELS, {})
+    predicted, true = scores.logits.argmax(1).numpy(), scores.labels.numpy()
+    assert found.top1 == pytest.approx(np.mean(predicted == true))
+    assert found.top5 == pytest.approx(top_k_accuracy_score(true, scores.logits.numpy(), k=5, labels=range(7)))
+    with pytest.warns(UserWarning) if set(predicted) - set(true) else _nothing():
+        assert found.mean_class == pytest.approx(balanced_accuracy_score(true, predicted))
+    np.testing.assert_array_equal(found.confusion, confusion_matrix(true, predicted, labels=range(7)))
+
+
+class _nothing:
+    def __enter__(self) -> None: ...
+    def __exit__(self, *_: object) -> None: ...
+
+
+def test_failed_clips_are_counted_and_named_never_scored() -> None:
+    clean, dirty = measure(random_scores(0), LABELS, {}), measure(random_scores(0, failures=3), LABELS, {})
+    assert (dirty.header["expected"], dirty.header["scored"], dirty.header["failed"]) == (63, 60, 3)
+    assert dirty.top1 == clean.top1
+    assert dirty.as_dict()["failures"][0] == {"path": "broken0.mp4", "reason": "no video stream"}
+
+
+def test_nothing_scored_is_an_error_that_names_a_reason() -> None:
+    nothing = Scores(
+        logits=torch.empty(0, 7),
+        labels=torch.empty(0, dtype=torch.int64),
+        indices=torch.empty(0, dtype=torch.int64),
+        failures=(Failure(0, "x.mp4", "no video stream"),),
+    )
+    with pytest.raises(DataError, match=r"None of 1 clips.*x\.mp4: no video stream"):
+        measure(nothing, LABELS, {})
+
+
+def test_wilson_interval_against_its_definition() -> None:
+    # The interval's ends p solve (share − p)² = z² p (1 − p) / n.
+    for correct, total in [(0, 10), (3, 10), (43, 43), (90, 129)]:
+        for end in wilson_interval(correct, total):
+            assert (correct / total - end) ** 2 == pytest.approx(1.959964**2 * end * (1 - end) / total, abs=1e-9)
+    low, high = wilson_interval(8, 10)
+    assert low < 0.8 < high
+
+
+class FirstFrame(nn.Module):
+    """Scores a clip by the value of its first frame: class = that value."""
+
+    def forward(self, clips: torch.Tensor) -> torch.Tensor:
+        return nn.functional.one_hot(clips[:, 0, 0, 0, 0].long(), 7).float()
+
+
+def batch_of(values: list[list[int]], labels: list[int], start: int = 0) -> Batch:
+    clips = torch.tensor(values, dtype=torch.uint8)[:, :, None, None, None].expand(-1, -1, 3, 4, 4)
+    return Batch(clips, torch.tensor(labels), torch.arange(start, start + len(labels)), ())
+
+
+def test_frame_orders_are_applied_to_the_same_clips() -> None:
+    batches = [batch_of([[0, 1, 2], [3, 4, 5]], [0, 3]), batch_of([[6, 5, 4]], [6], start=2)]
+    straight, reversed_ = score_clips(
+        FirstFrame(),
+        batches,
+        num_classes=7,
+        frame_orders=(None, lambda indices: torch.tensor([2, 1, 0]).expand(len(indices), 3)),
+    )
+    assert straight.logits.argmax(1).tolist() == [0, 3, 6]
+    assert reversed_.logits.argmax(1).tolist() == [2, 5, 4]
+    assert straight.indices.tolist() == [0, 1, 2]
+
+
+def test_scoring_restores_the_mode_and_takes_no_gradients() -> None:
+    model = nn.Sequential(nn.Flatten(), nn.LazyLinear(7))
+
+    class AsFloat(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = model
+
+        def forward(self, clips: torch.Tensor) -> torch.Tensor:
+            assert not self.training
+            return self.inner(clips.float())
+
+    outer = AsFloat().train()
+    (scores,) = score_clips(outer, [batch_of([[0, 1, 2]], [0])], num_classes=7)
+    assert outer.training and not scores.logits.requires_grad
+
+
+def test_shuffled_order_depends_on_seed_round_and_clip_alone() -> None:
+    whole = shuffled_order(8, 3, 1)(torch.arange(20))
+    parts = torch.cat([shuffled_order(8, 3, 1)(torch.tensor([i])) for i in range(20)])
+    assert torch.equal(whole, parts)
+    assert torch.equal(whole.sort(1).values, torch.arange(8).expand(20, 8))
+    assert not torch.equal(whole, shuffled_order(8, 3, 2)(torch.arange(20)))
+    assert not torch.equal(whole, shuffled_order(8, 4, 1)(torch.arange(20)))
+
+
+def test_files_hold_the_same_numbers(tmp_path) -> None:
+    found = measure(random_scores(1, failures=1), LABELS, {"checkpoint": "tei × x", "split": "val"})
+    files = write_evaluation(found, tmp_path)
+    read = json.loads(files["json"].read_text())
+    assert read["top1"] == found.top1 and read["failed"] == 1
+    rows = list(csv.DictReader(files["per_class"].open()))
+    assert sum(int(r["correct"]) for r in rows) == round(found.top1 * 60)
+    assert math.isnan(float(rows[6]["accuracy"]))
+    assert files["confusion"].read_bytes().startswith(b"\x89PNG")
+    assert "broken0.mp4,no video stream" in files["failed"].read_text()
+
+
+def test_unknown_device_is_a_usage_error() -> None:
+    for device in ("gpu", "cuda:99"):
+        with pytest.raises(UsageError, match="not available here"):
+            choose_device(device)

@@ -1,0 +1,78 @@
+"""Vireo recognises actions in video: any temporal module on any 2D backbone.
+
+Names load when they are first used, so ``import vireo`` costs nothing.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from vireo.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+    from vireo.errors import (
+        CheckpointError,
+        DataError,
+        DecodeError,
+        MissingDependencyError,
+        StorageError,
+        TrainingError,
+        UnknownNameError,
+        UnsupportedPairError,
+        UsageError,
+        VireoError,
+        WeightsError,
+    )
+    from vireo.evaluate import evaluate
+    from vireo.model import Outputs, Recognizer, create_model
+    from vireo.predict import predict
+
+_HOMES = {
+    "vireo.checkpoint": ("Checkpoint", "load_checkpoint", "save_checkpoint"),
+    "vireo.errors": (
+        *("CheckpointError", "DataError", "DecodeError", "MissingDependencyError", "StorageError", "TrainingError"),
+        *("UnknownNameError", "UnsupportedPairError", "UsageError", "VireoError", "WeightsError"),
+    ),
+    "vireo.evaluate": ("evaluate",),
+    "vireo.model": ("Outputs", "Recognizer", "create_model"),
+    "vireo.predict": ("predict",),
+}
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
+
+__all__ = [
+    "Checkpoint",
+    "CheckpointError",
+    "DataError",
+    "DecodeError",
+    "MissingDependencyError",
+    "Outputs",
+    "Recognizer",
+    "StorageError",
+    "TrainingError",
+    "UnknownNameError",
+    "UnsupportedPairError",
+    "UsageError",
+    "VireoError",
+    "WeightsError",
+    "__version__",
+    "create_model",
+    "evaluate",
+    "load_checkpoint",
+    "predict",
+    "save_checkpoint",
+]
+
+
+def __getattr__(name: str) -> Any:
+    home = _HOME_OF.get(name)
+    if home is None:
+        raise AttributeError(f"module 'vireo' has no attribute {name!r}")
+    value = getattr(importlib.import_module(home), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOME_OF})

@@ -1,0 +1,207 @@
+"""Pretrained weights: from timm's hub or from a file, fitted to a backbone.
+
+A file is read as data and never as code: safetensors, or a PyTorch file through ``weights_only``.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import pickle
+import urllib.error
+import urllib.request
+import zipfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from safetensors import SafetensorError, safe_open
+from timm.models import adapt_input_conv
+from torch import Tensor, nn
+
+from vireo.backbones.timm_sites import pretrained_config
+from vireo.errors import WeightsError
+
+REMEDY = "give a file instead: pretrained='weights.safetensors' (on the command line: --pretrained PATH)"
+
+_WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model")
+_PREFIXES = ("_orig_mod.", "module.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Weights:
+    """Tensors by name, with the normalisation they were trained for where the source states it."""
+
+    tensors: Mapping[str, Tensor]
+    source: str
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    temporal: Mapping[str, Tensor] = field(default_factory=dict)
+    """Weights of temporal modules, where the file is a Vireo checkpoint."""
+
+
+def fetch_weights(name: str, options: Mapping[str, Any]) -> Weights:
+    """Pretrained weights that timm knows of a backbone, from its hub or the local cache of it.
+
+    Raises:
+        WeightsError: the hub can't be reached, or has no weights for this backbone.
+    """
+    try:
+        with _offline_unless_reachable():
+            source = timm.create_model(name, pretrained=True, num_classes=0, **options)
+    except Exception as error:  # the hub's client, its transport and timm each have their own kinds
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        if isinstance(error, OSError) or "offline" in reason.lower():
+            reason = "the hub can't be reached and they are not in its local cache"
+        raise WeightsError(
+            f"No pretrained weights for {name!r} from timm's hub: {reason.rstrip('.')}.\nTo go on, {REMEDY}."
+        ) from error
+    return Weights(tensors=source.state_dict(), source=f"timm's {name}")
+
+
+def read_weights(path: str | Path) -> Weights:
+    """Weights from a .safetensors file (a Vireo checkpoint too) or a PyTorch file (.pth, .pt, .bin).
+
+    Wrappers ("state_dict", "model") and prefixes ("module.") are removed.
+
+    Raises:
+        WeightsError: no such file, not such a file, or one that would need code to be run.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise WeightsError(f"{path}: no such file (pretrained takes true, false or the path of a weights file)")
+    if not path.is_file():
+        raise WeightsError(f"{path}: not a file; pretrained takes a .safetensors or .pth file")
+    if path.suffix == ".safetensors":
+        return _read_safetensors(path)
+    if path.suffix in (".pth", ".pt", ".bin", ".tar"):
+        return _read_torch(path)
+    raise WeightsError(f"{path}: unknown kind of weights file; use .safetensors, .pth, .pt or .bin")
+
+
+def fit_weights(backbone: nn.Module, weights: Weights) -> None:
+    """Load ``weights`` into ``backbone``; those of an ImageNet classifier are left out.
+
+    Raises:
+        WeightsError: tensors are missing, left over, or of another shape; the message names a few.
+    """
+    tensors = dict(weights.tensors)
+    config = pretrained_config(backbone)
+    own = backbone.state_dict()
+    for classifier in _names(config.get("classifier")):
+        for key in (f"{classifier}.weight", f"{classifier}.bias"):
+            if key not in own:
+                tensors.pop(key, None)
+    for stem in _names(config.get("first_conv")):
+        key = f"{stem}.weight"
+        if key in own and key in tensors and own[key].ndim == tensors[key].ndim == 4:
+            rgb = (own[key].shape[0], 3, *own[key].shape[2:])
+            if own[key].shape != tensors[key].shape == rgb:
+                tensors[key] = adapt_input_conv(own[key].shape[1], tensors[key])  # RGB weights for other inputs
+    for key in own:
+        if key.endswith("num_batches_tracked"):
+            tensors.setdefault(key, own[key])  # a counter that older files lack
+    missing = [k for k in own if k not in tensors]
+    extra = [k for k in tensors if k not in own]
+    shapes = [
+        f"{k} {tuple(tensors[k].shape)} instead of {tuple(own[k].shape)}"
+        for k in own
+        if k in tensors and tensors[k].shape != own[k].shape
+    ]
+    if missing or extra or shapes:
+        faults = [
+            f"{len(found)} {what} ({', '.join(found[:3])}{', ...' if len(found) > 3 else ''})"
+            for what, found in (("missing", missing), ("left over", extra), ("of another shape", shapes))
+            if found
+        ]
+        name = config.get("architecture", type(backbone).__name__)
+        raise WeightsError(f"{weights.source} does not fit backbone {name!r}: of its tensors {'; '.join(faults)}.")
+    backbone.load_state_dict(tensors)
+
+
+def _names(value: object) -> tuple[str, ...]:
+    if not value:
+        return ()
+    return (value,) if isinstance(value, str) else tuple(value)  # type: ignore[arg-type]
+
+
+def _read_safetensors(path: Path) -> Weights:
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # not a dict
+        if "vireo" in header:
+            facts = json.loads(header["vireo"])["model"]
+            mean, std = facts["mean"], facts["std"]
+        else:
+            mean, std = (json.loads(header[key]) if key in header else None for key in ("mean", "std"))
+        mean, std = (tuple(map(float, v)) if v is not None else None for v in (mean, std))
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
+        raise WeightsError(f"{path}: not a readable safetensors file ({error})") from error
+    temporal: dict[str, Tensor] = {}
+    if "vireo" in header:  # fine-tuning from a model of ours: its classifier stays behind
+        inner = {k.removeprefix("backbone."): v for k, v in tensors.items() if k.startswith("backbone.")}
+        temporal = {k: v for k, v in inner.items() if ".temporal." in k}
+        tensors = {k: v for k, v in inner.items() if k not in temporal}
+    return Weights(tensors=_strip(tensors), source=str(path), mean=mean, std=std, temporal=temporal)
+
+
+def _read_torch(path: Path) -> Weights:
+    try:
+        content: Any = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise WeightsError(
+            f"{path}: refused: reading it would run code stored in the file, or it is no PyTorch file.\n"
+            "Save only tensors (torch.save(model.state_dict(), ...)), or better, safetensors."
+        ) from error
+    except (RuntimeError, OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise WeightsError(f"{path}: not a readable PyTorch file ({reason})") from error
+    for _ in range(2):  # {"model": {"state_dict": ...}} occurs
+        if isinstance(content, Mapping):
+            content = next((content[w] for w in _WRAPPERS if isinstance(content.get(w), Mapping)), content)
+    if not isinstance(content, Mapping) or not content or not all(isinstance(v, Tensor) for v in content.values()):
+        raise WeightsError(f"{path}: holds no state_dict (tensors by name)")
+    return Weights(tensors=_strip(content), source=str(path))
+
+
+def _strip(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    clean = dict(tensors)
+    for prefix in _PREFIXES * 2:  # they are nested in either order
+        if clean and all(key.startswith(prefix) for key in clean):
+            clean = {key.removeprefix(prefix): value for key, value in clean.items()}
+    return clean
+
+
+@contextmanager
+def _offline_unless_reachable() -> Iterator[None]:
+    """Spare the hub's client its minute of retries where there is no network: let it use its cache only."""
+    import huggingface_hub.constants as hub
+
+    loggers = [logging.getLogger(name) for name in ("huggingface_hub", "timm")]
+    levels = [logger.level for logger in loggers]
+    offline = hub.HF_HUB_OFFLINE
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        if not offline and not _reachable(hub.ENDPOINT):
+            hub.HF_HUB_OFFLINE = True
+        yield
+    finally:
+        hub.HF_HUB_OFFLINE = offline
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+def _reachable(address: str) -> bool:
+    try:
+        urllib.request.urlopen(urllib.request.Request(address, method="HEAD"), timeout=5).close()
+    except urllib.error.HTTPError:
+        return True  # it answered
+    except (OSError, ValueError):
+        return False
+    return True

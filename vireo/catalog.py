@@ -1,0 +1,129 @@
+"""What `vireo models` shows: temporal modules, backbones, and the size of networks made of both."""
+
+from __future__ import annotations
+
+import json as jsonlib
+from collections.abc import Sequence
+from dataclasses import MISSING, asdict, dataclass, fields
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from vireo import progress
+from vireo.backbones import FAMILIES
+from vireo.errors import UnsupportedPairError, UsageError
+from vireo.model import count_macs, count_parameters, create_model
+from vireo.temporal import temporal_modules
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """One network and its size.
+
+    Attributes:
+        family: the backbone's family; empty for one that is not in the list of tested ones.
+        parameters: of the whole network, classifier included; None where the pair is not supported.
+        macs: multiply-accumulates per clip.
+        reason: why the pair is not supported.
+    """
+
+    temporal: str
+    backbone: str
+    family: str = ""
+    parameters: int | None = None
+    macs: int | None = None
+    reason: str | None = None
+
+
+def show_models(
+    *, text: str, temporal: str | None, backbone: str | None, num_classes: int, num_frames: int, size: int, json: bool
+) -> int:
+    """Print temporal modules, and the sizes of networks; the options are those of `vireo models`."""
+    if min(num_classes, num_frames) < 1 or size < 32:
+        raise UsageError("num_classes and num_frames must be at least 1, size at least 32 pixels")
+    families = {name: family.name for family in FAMILIES for name in family.examples}
+    if temporal is not None:
+        temporal_modules.get(temporal)
+    names = [backbone] if backbone else [name for name in families if text.lower() in name.lower()]
+    if not names:
+        raise UsageError(f"no backbone in the list contains {text!r}; --backbone takes any timm name")
+    modules = [temporal] if temporal else list(temporal_modules) if backbone else ["tsn"]
+    entries = []
+    with progress.bar("measure", len(names) * len(modules), "networks") as advance:
+        for name in names:
+            for module in modules:
+                entries.append(measure(module, name, families.get(name, ""), num_classes, num_frames, size))
+                advance(1)
+    if json:
+        found = {"temporal": describe_modules(), "networks": [asdict(e) for e in entries]}
+        setting = {"num_classes": num_classes, "num_frames": num_frames, "size": size}
+        print(jsonlib.dumps({**found, **setting}, ensure_ascii=False))
+        return 0
+    console = Console(highlight=False)
+    if not (temporal and backbone):
+        print_modules(console)
+        console.print()
+    print_entries(console, entries, f"{num_classes} classes, {num_frames} frames of {size}×{size}")
+    return 0
+
+
+def measure(temporal: str, backbone: str, family: str, num_classes: int, num_frames: int, size: int) -> Entry:
+    """The size of one network, found on the meta device: no weights are made, nothing is computed."""
+    entry = Entry(temporal=temporal, backbone=backbone, family=family)
+    try:
+        with torch.device("meta"):
+            model = create_model(temporal, backbone, num_classes=num_classes, num_frames=num_frames)
+    except UnsupportedPairError as error:
+        return Entry(**{**asdict(entry), "reason": str(error)})
+    return Entry(**{**asdict(entry), "parameters": count_parameters(model), "macs": count_macs(model, size)})
+
+
+def describe_modules() -> list[dict[str, Any]]:
+    """Name, summary, source and options (with defaults) of every temporal module."""
+    return [
+        {"name": name, "summary": kind.summary, "source": kind.source, "options": defaults(kind)}
+        for name in temporal_modules
+        for kind in [temporal_modules.get(name)]
+    ]
+
+
+def defaults(kind: type[Any]) -> dict[str, Any]:
+    """The options of a temporal module with their defaults."""
+    return {f.name: f.default for f in fields(kind) if f.default is not MISSING}
+
+
+def print_modules(console: Console) -> None:
+    """The temporal modules: what they do, where they come from, their options."""
+    console.print(Text("Temporal modules", "bold"))
+    table = Table.grid(padding=(0, 2, 0, 0))
+    for module in describe_modules():
+        options = " ".join(f"{k}={','.join(map(str, v)) if isinstance(v, tuple) else v}" for k, v in module["options"].items())
+        about = Text(module["summary"])
+        about.append(f"\n{module['source']}\noptions: {options}", "dim")
+        table.add_row("", Text(module["name"], "cyan"), about)
+    console.print(table)
+
+
+def print_entries(console: Console, entries: Sequence[Entry], title: str) -> None:
+    """One line per network."""
+    console.print(Text.assemble(("Networks", "bold"), (f"  {title}", "dim")))
+    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="dim")
+    for name in ("", "temporal", "backbone", "family"):
+        table.add_column(name)
+    table.add_column("parameters", justify="right")
+    table.add_column("GMACs/clip", justify="right")
+    for e in entries:
+        if e.parameters is None or e.macs is None:
+            size = Text("not supported", "dim"), Text("–", "dim")
+        else:
+            size = Text(f"{e.parameters:,}"), Text(f"{e.macs / 1e9:.2f}")
+        table.add_row("", e.temporal, Text(e.backbone, "cyan"), e.family, *size)
+    console.print(table)
+    for e in entries:
+        if e.reason and len(entries) <= 8:
+            console.print(Text(f"  {e.temporal} × {e.backbone}: {e.reason}", "dim"))
+    if len(entries) > 1:
+        console.print(Text("  --backbone takes any timm name made of these families' blocks, not these alone.", "dim"))

@@ -1,0 +1,372 @@
+"""The command line: a table of verbs, each a typed function whose docstring is its help.
+
+Heavy imports happen inside the verbs, so that ``vireo --help`` answers at once.
+"""
+
+from __future__ import annotations
+
+import json as jsonlib
+import os
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from io import TextIOWrapper
+from pathlib import Path
+
+from rich.console import Console
+from rich.text import Text
+
+from vireo.config import TrainConfig
+from vireo.errors import UsageError, VireoError
+
+
+def demo(out: Path = Path("demo"), clips: int = 480, size: int = 96, epochs: int = 16, seed: int = 0) -> int:
+    """Everything once, small: make clips, train TSN and TEI, compare them, write a report.
+
+    The clips differ only in the order of their frames, so a model that ignores order can't pass
+    50 %. Takes some minutes without a GPU.
+
+    Args:
+        out: Folder for data, runs and report.html.
+        clips: Clips to render: training, validation and test together.
+        size: Height and width of the clips, pixels.
+        epochs: Passes over the training clips.
+        seed: Seed of everything random.
+
+    Example:
+        vireo demo --out demo
+    """
+    from vireo.demo import demo
+
+    return demo(out, clips=clips, size=size, epochs=epochs, seed=seed)
+
+
+def models(
+    filter: str = "",
+    temporal: str | None = None,
+    backbone: str | None = None,
+    num_classes: int = 400,
+    num_frames: int = 8,
+    size: int = 224,
+    json: bool = False,
+) -> int:
+    """List temporal modules and backbones, with the sizes of networks made of both.
+
+    Without --backbone: one line per backbone; with it: one line per temporal module.
+
+    Args:
+        filter: Only backbones whose name contains this text.
+        temporal: Only this temporal module [tsn; with --backbone: all].
+        backbone: Only this backbone, any timm name.
+        num_classes: Classes of the networks.
+        num_frames: T, frames per clip.
+        size: Height and width of the input, pixels.
+        json: Print JSON.
+
+    Example:
+        vireo models
+        vireo models --filter mobilenet --temporal tei
+        vireo models --temporal tei --backbone resnet50 --num-frames 8
+    """
+    from vireo.catalog import show_models
+
+    return show_models(
+        text=filter,
+        temporal=temporal,
+        backbone=backbone,
+        num_classes=num_classes,
+        num_frames=num_frames,
+        size=size,
+        json=json,
+    )
+
+
+def make_order(
+    dir: Path,
+    *,
+    clips: int = 120,
+    size: int = 96,
+    seed: int = 0,
+    pairs: tuple[str, ...] = ("push", "rise", "approach", "open", "turn", "put"),
+    val_fraction: float = 0.15,
+    test_fraction: float = 0.25,
+    workers: int = -1,
+    json: bool = False,
+) -> int:
+    """Render the benchmark of actions that differ only in the order of their frames.
+
+    Args:
+        dir: Folder for videos/, order.csv and order.json. Made if missing.
+        clips: Number of clips, even: each scene gives two, one the reverse of the other.
+        size: Height and width of the videos, pixels, even.
+        seed: Seed of everything random.
+        pairs: Pairs of actions.
+        val_fraction: Share of each pair's scenes in the split val; 0 = none.
+        test_fraction: Share of each pair's scenes in the split test; 0 = none.
+        workers: Processes that render; -1 = one per core, 0 = none but this one.
+        json: Print JSON.
+
+    Example:
+        vireo data make order data/order --clips 480 --size 96
+        vireo train --data data/order/order.csv --out runs/order
+    """
+    from vireo import progress
+    from vireo.data.order import OrderConfig
+    from vireo.data.order import make_order as render
+
+    config = OrderConfig(
+        clips=clips, size=size, seed=seed, pairs=pairs, val_fraction=val_fraction, test_fraction=test_fraction
+    )
+    with progress.bar("render", clips) as advance:
+        shown = 0
+
+        def show(done: int, total: int) -> None:
+            nonlocal shown
+            advance(done - shown)
+            shown = done
+
+        path = render(dir, config, progress=show, workers=workers)
+    if json:
+        print(jsonlib.dumps({"csv": str(path), **asdict(config)}, ensure_ascii=False))
+    else:
+        say(f"{clips} clips of {2 * len(pairs)} actions: {path}")
+        say(f"next: vireo train --data {path} --out runs/order", style="dim")
+    return 0
+
+
+def train(config: TrainConfig, *, json: bool = False) -> int:
+    """Train a model on a folder of clips, one subfolder per class, or on a CSV.
+
+    Only --data and --out are needed. Ctrl-C saves and says how to go on. The run's folder gets
+    best.safetensors, which is all that eval and predict need, and config.yaml, which --config takes.
+
+    Args:
+        json: Print the result as JSON on stdout, everything else on stderr.
+
+    Example:
+        vireo train --data clips/ --out runs/gestures
+        vireo train --data clips.csv --out runs/tsm --temporal tsm --backbone resnet18 --scales 1,0.875
+        vireo train --data clips/ --out runs/late --temporal-options.stages 4,5
+        vireo train --config runs/gestures/config.yaml --out runs/again --seed 1
+    """
+    from vireo.train import train
+
+    result = train(config, console=Console(stderr=json))
+    if json:
+        print(jsonlib.dumps(asdict(result), default=str, ensure_ascii=False))
+    return 130 if result.interrupted else 0
+
+
+def evaluate(
+    checkpoint: Path,
+    *,
+    data: str,
+    out: Path | None = None,
+    split: str = "auto",
+    batch_size: int = 8,
+    workers: int = -1,
+    shuffle_frames: int = 0,
+    seed: int = 0,
+    device: str = "auto",
+    json: bool = False,
+) -> int:
+    """Score a checkpoint on labelled clips: top-1, top-5, mean-class accuracy, confusion matrix.
+
+    Clips that can't be read are counted and named, never replaced.
+
+    Args:
+        checkpoint: A file that train wrote.
+        data: A folder with one subfolder per class, or a CSV.
+        out: Folder for the confusion matrix and tables [eval/ beside the checkpoint].
+        split: train, val, test or all. auto: the test part if there is one, else what training set aside, else all.
+        batch_size: Clips per step.
+        workers: Processes that decode; -1 = one per core, at most 8; 0 = none.
+        shuffle_frames: Also score with the frames of each clip in random order, this many times.
+        seed: Seed of these permutations.
+        device: auto, cpu, cuda, cuda:1, mps.
+        json: Print JSON.
+
+    Example:
+        vireo eval runs/gestures/best.safetensors --data clips/
+        vireo eval runs/gestures/best.safetensors --data clips/ --shuffle-frames 10 --json
+    """
+    from vireo.evaluate import evaluate_command
+
+    return evaluate_command(
+        checkpoint,
+        data,
+        out=out,
+        split=split,
+        batch_size=batch_size,
+        workers=workers,
+        shuffle_frames=shuffle_frames,
+        seed=seed,
+        device=device,
+        json=json,
+    )
+
+
+def predict(
+    checkpoint: Path, inputs: list[Path], *, top_k: int = 5, device: str = "auto", json: bool = False
+) -> int:
+    """Say what happens in videos. The checkpoint carries all that this needs.
+
+    Args:
+        checkpoint: A file that train wrote.
+        inputs: Videos, and folders whose videos are taken at any depth.
+        top_k: How many classes to show.
+        device: auto, cpu, cuda, cuda:1, mps.
+        json: Print one JSON object per video and line.
+
+    Example:
+        vireo predict runs/gestures/best.safetensors clip.mp4
+        vireo predict runs/gestures/best.safetensors videos/ --top-k 1 --json
+    """
+    from vireo.predict import predict_command
+
+    return predict_command(checkpoint, inputs, top_k=top_k, device=device, json=json)
+
+
+VERBS: dict[str, Callable[..., int]] = {
+    "demo": demo,
+    "models": models,
+    "data make order": make_order,
+    "train": train,
+    "eval": evaluate,
+    "predict": predict,
+}
+
+
+EXAMPLES = (
+    "vireo train --data clips/ --out runs/gestures",
+    "vireo predict runs/gestures/best.safetensors clip.mp4",
+)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line.
+
+    Args:
+        argv: arguments without the program's name; None = the process's.
+
+    Returns:
+        Exit code: 0 done, 1 failed, 2 wrong usage, 130 interrupted.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # file names may hold bytes the terminal's encoding lacks
+    args = list(sys.argv[1:] if argv is None else argv)
+    options = args[: args.index("--")] if "--" in args else args
+    debug = "--debug" in options
+    if debug:
+        args.remove("--debug")
+    try:
+        code = run(args)
+        sys.stdout.flush()
+        return code
+    except SystemExit as stop:  # jsonargparse after --print-config; rich where a pipe is closed
+        return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+    except KeyboardInterrupt:
+        complain("interrupted")
+        return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # or the interpreter complains again when it flushes at exit
+        return 1
+    except Exception as error:
+        if debug:
+            import traceback
+
+            traceback.print_exc()
+        return report(error)
+
+
+def run(args: list[str]) -> int:
+    """Find the verb and run it with the arguments after its name."""
+    words: list[str] = []
+    while args and not args[0].startswith("-") and " ".join(words) not in VERBS:
+        words.append(args.pop(0))
+        if not under(words):
+            raise UsageError(unknown_verb(words))
+    name = " ".join(words)
+    if name in VERBS:
+        from vireo.parser import Parser
+
+        return Parser.of(f"vireo {name}", VERBS[name]).call(args)
+    if args and args[0] in ("--version", "-V") and not words:
+        from vireo import __version__
+
+        print(f"vireo {__version__}")
+        return 0
+    if args and args[0] not in ("-h", "--help"):
+        raise UsageError(f"unknown option {args[0]}; `vireo {' '.join([*words, '--help'])}` lists what there is")
+    show_verbs(words)
+    return 0 if args or not words else 2
+
+
+def under(words: Sequence[str]) -> list[str]:
+    """The verbs whose names begin with these words."""
+    return [name for name in VERBS if name.split()[: len(words)] == list(words)]
+
+
+def unknown_verb(words: Sequence[str]) -> str:
+    """What to say of a verb that doesn't exist."""
+    from vireo.parser import nearest
+
+    *before, wrong = words
+    known = list(dict.fromkeys(name.split()[len(before)] for name in under(before)))
+    near = nearest(wrong, known) or f"; there are {', '.join(known)}"
+    return f"unknown command {' '.join(['vireo', *words])!r}{near}"
+
+
+def show_verbs(words: Sequence[str]) -> None:
+    """Help of the whole command line, or of the verbs that begin with these words."""
+    from vireo.parser import print_grid
+
+    show = Console(highlight=False)
+
+    def section(title: str, rows: dict[str, str]) -> None:
+        show.print(Text(f"\n{title}", "bold"))
+        print_grid(show, [(Text(name, "cyan"), Text(about)) for name, about in rows.items()], column=17)
+
+    show.print(Text.assemble(("usage: ", "bold"), " ".join(["vireo", *words, "COMMAND [options]"])))
+    if not words:
+        show.print("\nAction recognition in video: any temporal module on any 2D backbone.")
+    section("Commands", {name: (VERBS[name].__doc__ or "").split("\n")[0] for name in under(words)})
+    section(
+        "Options",
+        {
+            "COMMAND --help": "What a command does, its options, and examples.",
+            "--version": "The version.",
+            "--debug": "With any command: show the traceback of an error.",
+        },
+    )
+    show.print(Text("\nExamples" if not words else "\nExample", "bold"))
+    for example in EXAMPLES if not words else [f"vireo {under(words)[0]} --help"]:
+        show.print(Text(f"  {example}", "cyan"), soft_wrap=True)
+
+
+def say(message: str, style: str = "") -> None:
+    """Print a line on stdout as it is: no markup, no wrapping."""
+    Console().print(message, style=style, markup=False, highlight=False, soft_wrap=True)
+
+
+def complain(message: str, title: str = "error") -> None:
+    """Print an error on stderr as it is: file names are not markup."""
+    text = Text.assemble((f"{title}: ", "bold red"), message)
+    Console(stderr=True).print(text, soft_wrap=True)
+
+
+def report(error: Exception) -> int:
+    """Print an exception in a line or two; returns the exit code."""
+    if isinstance(error, VireoError):
+        complain(str(error), getattr(error, "prog", "error"))  # CommandLineError says whose arguments are wrong
+        return error.exit_code
+    if isinstance(error, OSError) and error.filename is not None:
+        complain(f"{error.filename}: {error.strerror}")
+        return 1
+    first = str(error).strip().split("\n")[0]
+    if type(error).__name__ == "OutOfMemoryError":
+        complain(f"the GPU's memory is full ({first}). Try a smaller --batch-size or --size")
+        return 1
+    complain(f"{type(error).__name__}: {first} (run again with --debug for the traceback)", "internal error")
+    return 1

@@ -1,0 +1,443 @@
+"""Score a model on labelled clips, and say honestly what the score rests on.
+
+Scores flow as: ClipTable → loader → :func:`score_clips` → Scores → :func:`measure` → Evaluation.
+A clip that cannot be read is counted and named; it is never replaced by another one.
+"""
+
+from __future__ import annotations
+
+import csv
+import json as jsonlib
+import math
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+from torch import Tensor
+from torchmetrics.functional.classification import multiclass_accuracy, multiclass_confusion_matrix
+
+import vireo
+from vireo import plots, progress
+from vireo.checkpoint import Checkpoint, load_checkpoint
+from vireo.data.annotations import ClipTable, read_table, split_table
+from vireo.data.dataset import Batch, ClipDataset, EpochBatches, Failure, make_loader
+from vireo.data.decode import decoder_name
+from vireo.devices import choose_device
+from vireo.errors import DataError, UsageError
+from vireo.model import Recognizer
+from vireo.runs import write_failures
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scores:
+    """What a model said of a list of clips.
+
+    Attributes:
+        logits: (M, K) float32, one row per clip that could be read.
+        labels: (M,) int64, true classes.
+        indices: (M,) int64, rows of the clip table.
+        failures: the clips that could not be read.
+    """
+
+    logits: Tensor
+    labels: Tensor
+    indices: Tensor
+    failures: tuple[Failure, ...]
+
+    def __post_init__(self) -> None:
+        if not len(self.logits) == len(self.labels) == len(self.indices):
+            raise ValueError("logits, labels and indices differ in length")
+
+    @property
+    def expected(self) -> int:
+        """Clips that should have been scored."""
+        return len(self.labels) + len(self.failures)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassScore:
+    """One row of the per-class table."""
+
+    label: str
+    clips: int
+    correct: int
+
+    @property
+    def accuracy(self) -> float:
+        """In [0, 1]; nan for a class without clips."""
+        return self.correct / self.clips if self.clips else math.nan
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """Accuracy of one model on one list of clips. All accuracies are in [0, 1].
+
+    Attributes:
+        header: what the score rests on: clips expected, scored and failed, protocol, decoder, seed,
+            and a hash of the list of clips.
+        top1: share of the scored clips whose highest score is the true class.
+        top5: share whose true class is among the five highest (top-K where there are fewer classes).
+        mean_class: mean of the classes' accuracies, over classes that have clips.
+        interval: 95 % Wilson interval of top1.
+        classes: one row per class.
+        confusion: (K, K) counts, true class first.
+        shuffled: top1 with each clip's frames in random order, one value per permutation asked for.
+        failures: clips that could not be read, with reasons.
+    """
+
+    header: dict[str, Any]
+    top1: float
+    top5: float
+    mean_class: float
+    interval: tuple[float, float]
+    classes: tuple[ClassScore, ...]
+    confusion: NDArray[np.int64]
+    shuffled: tuple[float, ...] = ()
+    failures: tuple[Failure, ...] = ()
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain data for JSON."""
+        return {
+            **self.header,
+            "top1": self.top1,
+            "top5": self.top5,
+            "mean_class": self.mean_class,
+            "interval95": list(self.interval),
+            "shuffled_top1": list(self.shuffled),
+            "classes": [
+                {
+                    "label": c.label,
+                    "clips": c.clips,
+                    "correct": c.correct,
+                    "accuracy": c.accuracy if c.clips else None,  # JSON has no nan
+                }
+                for c in self.classes
+            ],
+            "confusion": self.confusion.tolist(),
+            "failures": [{"path": f.path, "reason": f.reason} for f in self.failures],
+        }
+
+
+FrameOrder = Callable[[Tensor], Tensor]
+"""Clip indices (N,) → frame permutations (N, T)."""
+
+
+def score_clips(
+    model: torch.nn.Module,
+    batches: Iterable[Batch],
+    *,
+    num_classes: int,
+    device: torch.device | str = "cpu",
+    frame_orders: Sequence[FrameOrder | None] = (None,),
+    precision: Callable[[], AbstractContextManager[Any]] = nullcontext,
+    advance: Callable[[int], None] = lambda clips: None,
+) -> tuple[Scores, ...]:
+    """Run the model over all batches, in evaluation mode, without gradients.
+
+    Args:
+        model: maps (N, T, 3, H, W) uint8 clips to (N, K) logits.
+        batches: what :func:`vireo.data.dataset.make_loader` yields. Read and decoded once, however
+            many frame orders there are.
+        num_classes: K.
+        device: where the model is.
+        frame_orders: the orders in which each clip's frames are shown; None = as they come.
+        precision: context in which the model runs, e.g. autocast.
+        advance: called with the number of clips done, for a progress bar.
+
+    Returns:
+        One Scores per frame order.
+    """
+    was_training = model.training
+    model.eval()
+    logits: list[list[Tensor]] = [[torch.empty(0, num_classes)] for _ in frame_orders]
+    empty = torch.empty(0, dtype=torch.int64)
+    labels, indices, failures = [empty], [empty], list[Failure]()
+    try:
+        with torch.inference_mode(), precision():
+            for batch in batches:
+                failures.extend(batch.failures)
+                if len(batch.labels):
+                    labels.append(batch.labels)
+                    indices.append(batch.indices)
+                    for order, found in zip(frame_orders, logits, strict=True):
+                        clips = batch.clips if order is None else reorder(batch.clips, order(batch.indices))
+                        found.append(model(clips.to(device, non_blocking=True)).float().cpu())
+                advance(len(batch.labels) + len(batch.failures))
+    finally:
+        model.train(was_training)
+    return tuple(
+        Scores(
+            logits=torch.cat(found),
+            labels=torch.cat(labels),
+            indices=torch.cat(indices),
+            failures=tuple(failures),
+        )
+        for found in logits
+    )
+
+
+def reorder(clips: Tensor, order: Tensor) -> Tensor:
+    """Clips (N, T, 3, H, W) with the frames of each in the order given, (N, T)."""
+    return torch.stack([clip[frames] for clip, frames in zip(clips, order, strict=True)])
+
+
+def wilson_interval(correct: int, total: int, z: float = 1.959964) -> tuple[float, float]:
+    """Interval of a proportion, sound also for few clips and near 0 or 1 (Wilson, 1927).
+
+    Args:
+        correct: successes.
+        total: trials; with 0 trials the interval is (0, 1).
+        z: normal quantile, 1.96 for 95 %.
+    """
+    if total == 0:
+        return 0.0, 1.0
+    share = correct / total
+    centre = share + z * z / (2 * total)
+    spread = z * math.sqrt(share * (1 - share) / total + z * z / (4 * total * total))
+    scale = 1 + z * z / total
+    return max(0.0, (centre - spread) / scale), min(1.0, (centre + spread) / scale)
+
+
+def measure(scores: Scores, labels: tuple[str, ...], header: dict[str, Any]) -> Evaluation:
+    """Turn scores into an evaluation.
+
+    Raises:
+        DataError: not one clip could be scored.
+    """
+    count, scored = len(labels), len(scores.labels)
+    if not scored:
+        why = f"; the first: {scores.failures[0].path}: {scores.failures[0].reason}" if scores.failures else ""
+        raise DataError(f"None of {scores.expected} clips could be scored{why}")
+    confusion = multiclass_confusion_matrix(scores.logits.argmax(1), scores.labels, num_classes=count).numpy()
+    correct, totals = np.diagonal(confusion), confusion.sum(axis=1)
+    top5 = multiclass_accuracy(
+        scores.logits, scores.labels, num_classes=count, top_k=min(5, count), average="micro"
+    )
+    return Evaluation(
+        header={**header, "expected": scores.expected, "scored": scored, "failed": len(scores.failures)},
+        top1=int(correct.sum()) / scored,
+        top5=float(top5),
+        mean_class=float((correct[totals > 0] / totals[totals > 0]).mean()),
+        interval=wilson_interval(int(correct.sum()), scored),
+        classes=tuple(
+            ClassScore(label=label, clips=int(n), correct=int(c))
+            for label, n, c in zip(labels, totals, correct, strict=True)
+        ),
+        confusion=confusion,
+        failures=scores.failures,
+    )
+
+
+def shuffled_order(num_frames: int, seed: int, round_: int) -> FrameOrder:
+    """Frame permutations drawn uniformly, one per clip, from (seed, round, clip index) alone."""
+
+    def order(indices: Tensor) -> Tensor:
+        draw = [np.random.default_rng((seed, round_, int(i))).permutation(num_frames) for i in indices]
+        return torch.from_numpy(np.stack(draw))
+
+    return order
+
+
+def evaluate(
+    checkpoint: Checkpoint | str | Path,
+    data: str | Path | ClipTable,
+    *,
+    split: str = "auto",
+    batch_size: int = 8,
+    workers: int = -1,
+    shuffle_frames: int = 0,
+    seed: int = 0,
+    device: str = "auto",
+) -> Evaluation:
+    """Accuracy of a checkpoint on labelled clips: one centre crop of one clip per video.
+
+    Args:
+        checkpoint: a file that `vireo train` wrote, or one already loaded.
+        data: a folder per class, a CSV, or a table.
+        split: ``test``, ``val``, ``train`` or ``all``. ``auto``: the data's test part if it names
+            one, else its validation part; where the data names no split: the part that training on
+            the same data set aside, and all clips of any other data.
+        batch_size: clips per forward pass.
+        workers: processes that decode; -1 = one per core, at most 8.
+        shuffle_frames: how often to score the same clips again with their frames in random order.
+        seed: of these permutations.
+        device: ``auto``, ``cpu``, ``cuda``, ...
+
+    Raises:
+        DataError: unusable data, a label the model does not know, or no readable clip.
+        CheckpointError: not a checkpoint.
+    """
+    if shuffle_frames < 0:
+        raise UsageError(f"shuffle_frames is {shuffle_frames}; it must be 0 or the number of permutations")
+    target = choose_device(device)
+    if not isinstance(checkpoint, Checkpoint):
+        checkpoint = load_checkpoint(checkpoint)
+    model = checkpoint.model.to(target)
+    table = data if isinstance(data, ClipTable) else read_table(data, label_names=checkpoint.labels)
+    table, part = choose_split(table, split, checkpoint.provenance)
+
+    header = {
+        "checkpoint": describe(checkpoint),
+        "split": part,
+        "protocol": f"1x1-center: {model.num_frames} frames ({checkpoint.view.sampling}), "
+        f"short side {checkpoint.view.resize_to}, centre crop {checkpoint.view.size}²",
+        "decoder": decoder_name(),
+        "seed": seed,
+        "data_hash": table.digest(),
+        "vireo": vireo.__version__,
+    }
+    orders = [shuffled_order(model.num_frames, seed, round_) for round_ in range(shuffle_frames)]
+    loader = clip_loader(model, checkpoint, table, batch_size=batch_size, workers=workers)
+    with progress.bar("evaluate", len(table)) as advance:
+        straight, *shuffled = score_clips(
+            model,
+            loader,
+            num_classes=len(checkpoint.labels),
+            device=target,
+            frame_orders=(None, *orders),
+            advance=advance,
+        )
+    return replace(
+        measure(straight, checkpoint.labels, header),
+        shuffled=tuple(measure(scores, checkpoint.labels, header).top1 for scores in shuffled),
+    )
+
+
+def describe(checkpoint: Checkpoint) -> str:
+    """The network in a few words, e.g. ``tei × resnet50, 8 frames``."""
+    config = checkpoint.model.config
+    return f"{config.temporal} × {config.backbone}, {config.num_frames} frames"
+
+
+def choose_split(table: ClipTable, split: str, provenance: dict[str, Any]) -> tuple[ClipTable, str]:
+    """The clips to score and the name of the part they are, by the rules of :func:`evaluate`."""
+    if split not in ("auto", "train", "val", "test", "all"):
+        raise UsageError(f"split is {split!r}; use auto, train, val, test or all")
+    if split == "all":
+        return table, "all"
+    settings = provenance.get("config", {})
+    same_data = provenance.get("data_hash") == table.digest()
+    if table.splits is None and not same_data:
+        if split == "auto":
+            return table, "all"
+        raise DataError(
+            f"The data names no split and is not the list of clips the model was trained on, so it has no part "
+            f"{split!r}; use --split all, or a CSV with a split column"
+        )
+    parts = split_table(table, val_fraction=settings.get("val_fraction", 0.2), seed=settings.get("seed", 0))
+    named = {"train": parts.train, "val": parts.val, "test": parts.test}
+    if split == "auto":
+        split = "test" if parts.test is not None and len(parts.test) else "val"
+    chosen = named[split]
+    if chosen is None or not len(chosen):
+        raise DataError(f"The data has no clips in its {split!r} part")
+    return chosen, split
+
+
+def clip_loader(
+    model: Recognizer, checkpoint: Checkpoint, table: ClipTable, *, batch_size: int, workers: int
+) -> Iterable[Batch]:
+    """Batches of all clips of the table, in order, prepared as the checkpoint says."""
+    dataset = ClipDataset(
+        table, view=checkpoint.view, num_frames=model.num_frames, augment=None, flip=False, seed=0
+    )
+    batches = EpochBatches(len(table), batch_size=batch_size, shuffle=False, seed=0)
+    return make_loader(dataset, batches, workers=workers)
+
+
+def print_evaluation(evaluation: Evaluation, console: Console) -> None:
+    """The honest header, the accuracies and the per-class table."""
+    header = evaluation.header
+    console.print(f"[bold]{escape(header['checkpoint'])}[/bold]  on the {header['split']} part")
+    console.print(
+        f"clips: {header['expected']} expected, {header['scored']} scored, "
+        + (f"[red]{header['failed']} failed[/red]" if header["failed"] else "0 failed")
+    )
+    console.print(
+        f"[dim]{escape(header['protocol'])}\ndecoder {header['decoder']} · seed {header['seed']} · "
+        f"data {header['data_hash'][:12]}[/dim]"
+    )
+    table = Table(box=None, padding=(0, 2, 0, 0), show_edge=False)
+    for title in ("class", "clips", "correct", "accuracy"):
+        table.add_column(title, justify="left" if title == "class" else "right")
+    for row in evaluation.classes:
+        accuracy = f"{100 * row.accuracy:.1f} %" if row.clips else "–"
+        table.add_row(escape(row.label), str(row.clips), str(row.correct), accuracy)
+    console.print()
+    console.print(table)
+    low, high = evaluation.interval
+    console.print(
+        f"\n[bold]top-1 {100 * evaluation.top1:.1f} %[/bold] (95 % interval {100 * low:.1f}–{100 * high:.1f})   "
+        f"top-{min(5, len(evaluation.classes))} {100 * evaluation.top5:.1f} %   "
+        f"mean-class {100 * evaluation.mean_class:.1f} %"
+    )
+    if evaluation.shuffled:
+        values = 100 * np.asarray(evaluation.shuffled)
+        console.print(
+            f"frames shuffled: top-1 {values.mean():.1f} % ± {values.std():.1f} over {len(values)} permutations"
+        )
+    for failure in evaluation.failures[:10]:
+        console.print(f"[red]failed[/red] {escape(failure.path)}: {escape(failure.reason)}")
+    if len(evaluation.failures) > 10:
+        console.print(f"[red]… and {len(evaluation.failures) - 10} more[/red], see failed.csv or --json")
+
+
+def write_evaluation(evaluation: Evaluation, out: Path) -> dict[str, Path]:
+    """Write ``evaluation.json``, ``per_class.csv``, ``confusion.png`` and, if any, ``failed.csv``."""
+    out.mkdir(parents=True, exist_ok=True)
+    files = {"json": out / "evaluation.json", "per_class": out / "per_class.csv"}
+    files["json"].write_text(jsonlib.dumps(evaluation.as_dict(), indent=1, ensure_ascii=False) + "\n", "utf-8")
+    with files["per_class"].open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["label", "clips", "correct", "accuracy"])
+        writer.writerows([c.label, c.clips, c.correct, c.accuracy] for c in evaluation.classes)
+    title = f"{evaluation.header['checkpoint']}: top-1 {100 * evaluation.top1:.1f} %"
+    labels = [c.label for c in evaluation.classes]
+    files["confusion"] = plots.write_png(
+        out / "confusion.png", plots.confusion_png(evaluation.confusion, labels, title)
+    )
+    if evaluation.failures:
+        files["failed"] = write_failures(out / "failed.csv", {f.path: f.reason for f in evaluation.failures})
+    return files
+
+
+def evaluate_command(
+    checkpoint: Path,
+    data: str,
+    *,
+    out: Path | None = None,
+    split: str = "auto",
+    batch_size: int = 8,
+    workers: int = -1,
+    shuffle_frames: int = 0,
+    seed: int = 0,
+    device: str = "auto",
+    json: bool = False,
+) -> int:
+    """What `vireo eval` does: evaluate, write the files (default: ``eval/`` beside the checkpoint), print."""
+    evaluation = evaluate(
+        checkpoint,
+        data,
+        split=split,
+        batch_size=batch_size,
+        workers=workers,
+        shuffle_frames=shuffle_frames,
+        seed=seed,
+        device=device,
+    )
+    files = write_evaluation(evaluation, out or Path(checkpoint).parent / "eval")
+    if json:
+        print(jsonlib.dumps(evaluation.as_dict(), ensure_ascii=False))
+        return 0
+    console = Console()
+    print_evaluation(evaluation, console)
+    console.print(f"confusion matrix: {escape(str(files['confusion']))}", highlight=False)
+    return 0

@@ -1,0 +1,171 @@
+"""Say what happens in a video. A checkpoint carries all that this needs."""
+
+from __future__ import annotations
+
+import json as jsonlib
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.markup import escape
+from torch import Tensor
+
+from vireo import progress
+from vireo.checkpoint import Checkpoint, load_checkpoint
+from vireo.data.annotations import is_video
+from vireo.data.decode import read_frames
+from vireo.data.sampling import sample_indices
+from vireo.data.transforms import eval_transform
+from vireo.devices import choose_device
+from vireo.errors import DataError, DecodeError, UsageError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prediction:
+    """What a model says of one video.
+
+    Attributes:
+        path: the video.
+        label: the most probable class.
+        probability: its softmax probability, in [0, 1].
+        top: the most probable classes with their probabilities, best first.
+    """
+
+    path: str
+    label: str
+    probability: float
+    top: tuple[tuple[str, float], ...]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain data for JSON."""
+        top = [{"label": label, "probability": p} for label, p in self.top]
+        return {"path": self.path, "label": self.label, "probability": self.probability, "top": top}
+
+
+def predict(
+    checkpoint: Checkpoint | str | Path, video: str | Path, *, top_k: int = 5, device: str = "auto"
+) -> Prediction:
+    """Classify one video file.
+
+    Args:
+        checkpoint: a file that `vireo train` wrote, or one already loaded (faster for many videos).
+        video: any file FFmpeg reads.
+        top_k: how many classes `Prediction.top` holds.
+        device: ``auto``, ``cpu``, ``cuda``, ...
+
+    Raises:
+        DecodeError: the video cannot be read.
+        CheckpointError: not a checkpoint.
+    """
+    checkpoint, target = _ready(checkpoint, device)
+    return classify(checkpoint, load_clip(checkpoint, video), str(video), top_k=top_k, device=target)
+
+
+def predict_many(
+    checkpoint: Checkpoint | str | Path, videos: Sequence[str | Path], *, top_k: int = 5, device: str = "auto"
+) -> Iterator[Prediction | DecodeError]:
+    """Classify many files, in order. A file that cannot be read yields its error; the rest go on."""
+    checkpoint, target = _ready(checkpoint, device)
+    for video in videos:
+        try:
+            yield classify(checkpoint, load_clip(checkpoint, video), str(video), top_k=top_k, device=target)
+        except DecodeError as error:
+            yield error
+
+
+def load_clip(checkpoint: Checkpoint, video: str | Path) -> Tensor:
+    """A video as the model's input, (T, 3, S, S) uint8: the checkpoint's sampling and transform.
+
+    Raises:
+        DecodeError: the video cannot be read.
+    """
+    plan = partial(sample_indices, checkpoint.view.sampling, num_frames=checkpoint.model.num_frames)
+    return eval_transform(read_frames(video, plan).data, checkpoint.view)
+
+
+def classify(
+    checkpoint: Checkpoint, clip: Tensor, path: str, *, top_k: int = 5, device: torch.device | str = "cpu"
+) -> Prediction:
+    """The prediction for one clip, (T, 3, S, S) uint8."""
+    if top_k < 1:
+        raise UsageError(f"top_k is {top_k}; it must be at least 1")
+    with torch.inference_mode():
+        probabilities = checkpoint.model(clip[None].to(device)).float().softmax(1)[0].cpu()
+    values, classes = probabilities.topk(min(top_k, len(checkpoint.labels)))
+    top = tuple((checkpoint.labels[int(c)], float(p)) for c, p in zip(classes, values, strict=True))
+    return Prediction(path=path, label=top[0][0], probability=top[0][1], top=top)
+
+
+def _ready(checkpoint: Checkpoint | str | Path, device: str) -> tuple[Checkpoint, torch.device]:
+    target = choose_device(device)
+    if not isinstance(checkpoint, Checkpoint):
+        checkpoint = load_checkpoint(checkpoint)
+    checkpoint.model.to(target).eval()
+    return checkpoint, target
+
+
+def find_videos(inputs: Sequence[str | Path]) -> list[Path]:
+    """The files named, and all videos in the folders named, at any depth, in sorted order.
+
+    Raises:
+        DataError: a path that does not exist, or a folder without videos.
+    """
+    found: list[Path] = []
+    for item in map(Path, inputs):
+        if item.is_dir():
+            inside = sorted(p for p in item.rglob("*") if is_video(p) and not p.is_dir())
+            if not inside:
+                raise DataError(f"{item} holds no video files")
+            found += inside
+        elif item.exists():
+            found.append(item)
+        else:
+            raise DataError(f"{item} does not exist")
+    return found
+
+
+def predict_command(
+    checkpoint: Path, inputs: list[Path], *, top_k: int = 5, device: str = "auto", json: bool = False
+) -> int:
+    """What `vireo predict` does; exit code 1 if any file could not be read.
+
+    With ``json`` every file is one line as soon as it is done: its prediction, or its path and error.
+    """
+    videos = find_videos(inputs)
+    loaded, _ = _ready(checkpoint, device)
+    console, failed = Console(), 0
+    with progress.bar("predict", len(videos)) as advance:
+        for video, result in zip(videos, predict_many(loaded, videos, top_k=top_k, device=device), strict=True):
+            advance(1)
+            if isinstance(result, DecodeError):
+                failed += 1
+                if json:
+                    print(jsonlib.dumps({"path": str(video), "error": result.reason}, ensure_ascii=False), flush=True)
+                else:
+                    Console(stderr=True).print(
+                        f"[red]failed[/red]  {escape(str(video))}: {escape(result.reason)}", highlight=False
+                    )
+            elif json:
+                print(jsonlib.dumps(result.as_dict(), ensure_ascii=False), flush=True)
+            else:
+                print_prediction(result, console)
+    if failed and not json:
+        print(f"{failed} of {len(videos)} files could not be read", file=sys.stderr)
+    return 1 if failed else 0
+
+
+def print_prediction(prediction: Prediction, console: Console) -> None:
+    """The path, the label, and a bar for each of the most probable classes."""
+    console.print(f"[bold]{escape(prediction.path)}[/bold]", highlight=False)
+    width = max(len(label) for label, _ in prediction.top)
+    for rank, (label, probability) in enumerate(prediction.top):
+        style = "bold cyan" if rank == 0 else "dim"
+        filled = "█" * round(24 * probability)
+        console.print(
+            f"  [{style}]{escape(label.ljust(width))}  {100 * probability:5.1f} %  {filled}[/{style}]", highlight=False
+        )

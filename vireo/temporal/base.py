@@ -1,0 +1,80 @@
+"""The registry of temporal modules, and what they share."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import fields
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vireo.contracts import TemporalModule
+from vireo.errors import UsageError
+from vireo.registry import Registry
+
+temporal_modules: Registry[type[TemporalModule]] = Registry("temporal module")
+
+STAGES = (2, 3, 4, 5)
+
+
+def build_temporal(name: str, options: Mapping[str, Any]) -> TemporalModule:
+    """The temporal module called ``name`` with these options (lists count as tuples).
+
+    Raises:
+        UnknownNameError: no such module; the message suggests the nearest names.
+        UsageError: no such option, or a value that does not fit.
+    """
+    kind = temporal_modules.get(name)
+    known = tuple(f.name for f in fields(kind))
+    for option in options:
+        if option not in known:
+            near = difflib.get_close_matches(option, known, n=1)
+            raise UsageError(
+                f"Temporal module {name!r} has no option {option!r}."
+                + (f" Did you mean {near[0]!r}?" if near else "")
+                + f" Its options: {', '.join(known)}."
+            )
+    return kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in options.items()})
+
+
+def check_stages(stages: object) -> None:
+    """Accept any non-empty subset of 2..5, without repeats.
+
+    Raises:
+        UsageError: anything else.
+    """
+    good = isinstance(stages, tuple) and len(stages) > 0 and len(set(stages)) == len(stages)
+    if not good or any(type(s) is not int or s not in STAGES for s in stages):  # type: ignore[attr-defined]
+        shown = list(stages) if isinstance(stages, tuple) else stages
+        raise UsageError(f"stages is {shown!r}; it must be a subset of [2, 3, 4, 5], the papers' res2..res5")
+
+
+def check_at_least_one(**values: object) -> None:
+    """Accept integers of at least 1.
+
+    Raises:
+        UsageError: anything else; the message names the value.
+    """
+    for name, value in values.items():
+        if type(value) is not int or value < 1:
+            raise UsageError(f"{name} is {value!r}; it must be an integer of at least 1")
+
+
+def pool_space(features: Tensor) -> Tensor:
+    """(N·T, C, H, W) → (N·T, C): global average over space."""
+    # A sum, then a small division: the gradient of `mean` writes a tensor of the whole size, that of
+    # `sum` is a view. Half precision is summed in float32, as 56² values can overflow float16.
+    half = features.dtype in (torch.float16, torch.bfloat16)
+    total = features.sum(dim=(2, 3), dtype=torch.float32 if half else features.dtype)
+    return (total / (features.shape[2] * features.shape[3])).to(features.dtype)
+
+
+def gate(features: Tensor, weights: Tensor) -> Tensor:
+    """(N·T, C, H, W) × (N·T, C) → (N·T, C, H, W): every channel of every frame by its own weight."""
+    return features * weights[:, :, None, None]
+
+
+class Chain(nn.Sequential):
+    """Feature maps one after the other, each (N·T, C, H, W) → (N·T, C, H, W)."""

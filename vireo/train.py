@@ -1,0 +1,420 @@
+"""Train a model: one loop on Lightning Fabric that reads from top to bottom.
+
+    prepare   data, split, flips, network, optimizer, loaders     → Session
+    train     epochs of steps; validate; keep best and last       → TrainResult
+
+``vireo.optim`` has the parameter groups and the schedule, ``vireo.runs`` the run's folder.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import signal
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.fabric import Fabric, seed_everything
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import Progress
+from timm.utils import ModelEmaV3  # type: ignore[attr-defined]  # re-exported without __all__
+from torch import nn
+from torch.nn.functional import cross_entropy
+from torch.utils.data import DataLoader
+
+from vireo.checkpoint import save_checkpoint
+from vireo.config import AugmentConfig, TrainConfig, ViewConfig, part
+from vireo.data.annotations import Split, read_table, split_table
+from vireo.data.dataset import Batch, ClipDataset, EpochBatches, make_loader
+from vireo.data.transforms import flip_allowed
+from vireo.devices import choose_precision
+from vireo.errors import TrainingError, UsageError
+from vireo.evaluate import Evaluation, measure, score_clips
+from vireo.model import Recognizer, create_model
+from vireo.optim import freeze_norms_but_first, lr_factor, make_optimizer, set_learning_rate, train_mode
+from vireo.progress import make_progress
+from vireo.runs import (
+    BEST,
+    LAST,
+    RESUME,
+    MetricsLog,
+    Place,
+    claim_folder,
+    describe_run,
+    load_state,
+    save_state,
+    write_clips,
+    write_config,
+    write_failures,
+)
+
+StopRequested = Callable[[], bool]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainResult:
+    """What a run leaves.
+
+    Attributes:
+        run: the run's folder.
+        best: checkpoint of the epoch with the highest validation top-1.
+        last: checkpoint of the last step.
+        top1: validation top-1 of `best`, in [0, 1]; nan before the first validation.
+        epochs: epochs done, those before a resume included.
+        seconds: wall time of this call, without preparation.
+        interrupted: stopped by a signal before the last epoch; `resume` goes on from there.
+    """
+
+    run: Path
+    best: Path
+    last: Path
+    top1: float
+    epochs: int
+    seconds: float
+    interrupted: bool = False
+
+
+def train(config: TrainConfig, *, console: Console | None = None) -> TrainResult:
+    """Train one model, validate it after each epoch, keep the best and the last weights.
+
+    Ctrl-C and SIGTERM save at the next step and end the run in order; ``resume=True`` goes on from
+    there (exactly, on a CPU with the same number of threads).
+
+    Raises:
+        DataError: unusable data.
+        TrainingError: the loss is not finite, or no clip of an epoch could be read.
+        StorageError: a file could not be written; earlier checkpoints are intact.
+        UsageError: the folder holds a run already and `resume` is off, or a setting is wrong.
+    """
+    console = console or Console()
+    with stop_signals() as stop_requested:
+        session = Session(config, console)
+        began = time.monotonic()
+        with make_progress() as bars:
+            finished = session.run(bars, stop_requested)
+    seconds, place, out = time.monotonic() - began, session.place, session.out
+    if finished:
+        announce_end(console, out, place, seconds)
+    else:
+        say_how_to_resume(console, out, place)
+    return TrainResult(
+        run=out,
+        best=out / (BEST if (out / BEST).exists() else LAST),
+        last=out / LAST,
+        top1=place.best if place.best >= 0 else math.nan,
+        epochs=place.epoch,
+        seconds=seconds,
+        interrupted=not finished,
+    )
+
+
+class Session:
+    """One training run: what was prepared, where it stands, and the loop."""
+
+    def __init__(self, config: TrainConfig, console: Console) -> None:
+        self.config, self.console, self.out = config, console, Path(config.out)
+        claim_folder(self.out, resume=config.resume)
+        table = read_table(config.data)
+        self.split = split_table(table, val_fraction=config.val_fraction, seed=config.seed)
+        self.labels, self.data_hash = table.label_names, table.digest()
+        flip, flip_reason = decide_flip(config, self.labels)
+        if not len(self.split.val):
+            raise UsageError("There is no clip to validate on; add clips, or rows with the split val")
+
+        seed_everything(config.seed, verbose=False)
+        self.fabric = make_fabric(config)
+        self.model = make_model(config, len(self.labels))
+        if config.partial_bn:
+            freeze_norms_but_first(self.model)
+        optimizer = make_optimizer(self.model, config)
+        self.net, self.optimizer = self.fabric.setup(self.model, optimizer)
+        self.ema = ModelEmaV3(self.model, decay=config.ema_decay) if config.ema_decay else None
+        self.batches, self.train_loader, self.val_loader = make_loaders(config, self.split, flip)
+        # Last of all, for it sets the random state that the first step draws from.
+        self.place = self.load_state() if config.resume else Place()
+
+        self.provenance = describe_run(config, self.data_hash, self.fabric.device, self.fabric._precision.precision)
+        write_config(self.out, config)
+        write_clips(self.out, self.split)
+        self.log = MetricsLog(self.out, keep_epochs=self.place.epoch)
+        self.announce(flip_reason)
+
+    @property
+    def kept(self) -> Recognizer:
+        """The weights that are validated and saved: the moving average where there is one."""
+        return self.ema.module if self.ema else self.model  # type: ignore[return-value]  # a deep copy of it
+
+    def run(self, bars: Progress, stop_requested: StopRequested) -> bool:
+        """All epochs that are left; False if a signal ended them early. Everything is saved either way."""
+        config, place = self.config, self.place
+        while place.epoch < config.epochs:
+            began = time.monotonic()
+            if not self.train_epoch(bars, stop_requested):
+                self.save(LAST)
+                self.save_state()
+                return False
+            row: dict[str, float] = {
+                "epoch": place.epoch + 1,
+                "lr": config.lr * lr_factor(place.epoch, config),
+                "loss": place.loss_sum / place.seen,
+                "train_top1": place.correct / place.seen,
+            }
+            place.next_epoch()
+            better = False
+            if place.epoch % config.eval_every == 0 or place.epoch == config.epochs:
+                validation = self.validate(bars)
+                row |= {"top1": validation.top1, "mean_class": validation.mean_class}
+                better = validation.top1 > place.best
+                place.best = max(place.best, validation.top1)
+            row["seconds"] = time.monotonic() - began
+            if better:
+                self.save(BEST, val_top1=row["top1"])
+            self.save(LAST, **({"val_top1": row["top1"]} if "top1" in row else {}))
+            self.save_state()
+            self.log.write(row)
+            self.console.print(epoch_line(row, config.epochs, better), highlight=False)
+        return True
+
+    def train_epoch(self, bars: Progress, stop_requested: StopRequested) -> bool:
+        """The steps that are left of the epoch under way; False if a signal asks to stop."""
+        config, place = self.config, self.place
+        title = f"epoch {place.epoch + 1}/{config.epochs}"
+        task = bars.add_task(title, total=len(self.split.train), completed=place.seen, note="")
+        steps = self.batches.batches_per_epoch
+        self.batches.set_epoch(place.epoch, start_batch=place.batch)
+        train_mode(self.model, partial_bn=config.partial_bn)
+        try:
+            for batch in watch_workers(self.train_loader):
+                place.note_failures(batch.failures)
+                if len(batch.labels):
+                    set_learning_rate(self.optimizer, lr_factor(place.epoch + place.batch / steps, config))
+                    self.step(batch)
+                place.batch += 1
+                done = len(batch.labels) + len(batch.failures)
+                bars.update(task, advance=done, note=f"loss {place.loss_sum / max(place.seen, 1):.3f}")
+                if stop_requested():
+                    return False
+        finally:
+            bars.remove_task(task)
+        if not place.seen:
+            path, reason = next(iter(place.failures.items()))
+            raise TrainingError(f"No training clip could be read; the first: {path}: {reason}")
+        return True
+
+    def step(self, batch: Batch) -> None:
+        """One update of the weights.
+
+        Raises:
+            TrainingError: the loss is not finite; the message names the batch's clips.
+        """
+        clips = batch.clips.to(self.fabric.device, non_blocking=True)
+        labels = batch.labels.to(self.fabric.device, non_blocking=True)
+        self.optimizer.zero_grad(set_to_none=True)
+        logits = self.net(clips).float()
+        loss = cross_entropy(logits, labels, label_smoothing=self.config.label_smoothing)
+        value = loss.item()
+        if not math.isfinite(value):
+            names = ", ".join(self.split.train.record(int(i)).path for i in batch.indices[:8])
+            raise TrainingError(f"The loss is {value} for the clips {names}; lower lr, or use precision 32-true")
+        self.fabric.backward(loss)
+        if self.config.clip_grad:
+            self.fabric.clip_gradients(self.net, self.optimizer, max_norm=self.config.clip_grad)
+        self.optimizer.step()
+        if self.ema:
+            self.ema.update(self.model)
+        self.place.loss_sum += value * len(labels)
+        self.place.correct += int((logits.argmax(1) == labels).sum())
+        self.place.seen += len(labels)
+
+    def validate(self, bars: Progress) -> Evaluation:
+        """Accuracy on the validation part, in the run's precision."""
+        task = bars.add_task("validate", total=len(self.split.val), note="")
+        (scores,) = score_clips(
+            self.kept,
+            watch_workers(self.val_loader),
+            num_classes=len(self.labels),
+            device=self.fabric.device,
+            precision=self.fabric.autocast,
+            advance=lambda done: bars.update(task, advance=done),
+        )
+        bars.remove_task(task)
+        self.place.note_failures(scores.failures)
+        return measure(scores, self.labels, {})
+
+    def save(self, name: str, **results: float) -> None:
+        """Write a checkpoint that `vireo predict` can use alone."""
+        save_checkpoint(
+            self.out / name,
+            self.kept,
+            labels=self.labels,
+            view=part(ViewConfig, self.config),
+            provenance={
+                **self.provenance,
+                "epochs": self.place.epoch,
+                "failed_clips": len(self.place.failures),
+                **results,
+            },
+        )
+        if self.place.failures:
+            write_failures(self.out / "failed.csv", self.place.failures)
+
+    def save_state(self) -> None:
+        """Write what the next step depends on."""
+        save_state(self.out / RESUME, self.config, self.model, self.optimizer, self.ema, self.place, self.data_hash)
+
+    def load_state(self) -> Place:
+        """Take up what :meth:`save_state` wrote."""
+        return load_state(self.out / RESUME, self.config, self.model, self.optimizer, self.ema, self.data_hash)
+
+    def announce(self, flip_reason: str) -> None:
+        """What is about to happen, in a few lines."""
+        config, split = self.config, self.split
+        parameters = sum(p.numel() for p in self.model.parameters()) / 1e6
+        lines = [
+            f"[bold]{escape(config.temporal)} × {escape(config.backbone)}[/bold], {config.num_frames} frames of "
+            f"{config.size}², {parameters:.2f} M parameters, {self.provenance['precision']} on "
+            f"{self.fabric.device.type}",
+            f"{len(self.labels)} classes: {len(split.train)} training clips, {len(split.val)} validation"
+            + (f", {len(split.test)} test" if split.test is not None and len(split.test) else ""),
+            f"[dim]{escape(flip_reason)}[/dim]",
+        ]
+        if config.resume:
+            lines.append(f"going on in epoch {self.place.epoch + 1}, after {self.place.batch} batches")
+        self.console.print("\n".join(lines), highlight=False)
+
+
+# --- preparing ----------------------------------------------------------------------------------
+
+
+def make_model(config: TrainConfig, num_classes: int) -> Recognizer:
+    """The network that a config describes."""
+    return create_model(
+        config.temporal,
+        config.backbone,
+        num_classes=num_classes,
+        num_frames=config.num_frames,
+        pretrained=config.pretrained,
+        dropout=config.dropout,
+        backbone_options=config.backbone_options,
+        **config.temporal_options,
+    )
+
+
+def make_fabric(config: TrainConfig) -> Fabric:
+    """Fabric with the device and precision asked for.
+
+    Raises:
+        UsageError: this machine has no such device, or cannot compute in this precision.
+    """
+    logging.getLogger("lightning.fabric").setLevel(logging.WARNING)  # it announces what our own lines say
+    try:
+        device = Fabric(accelerator=config.accelerator, devices=1).device
+        precision = choose_precision(config.precision, device)
+        return Fabric(accelerator=config.accelerator, devices=1, precision=precision)  # type: ignore[arg-type]
+    except UsageError:
+        raise
+    except Exception as error:  # Fabric raises its own MisconfigurationException and others
+        first = str(error).strip().splitlines()[0]
+        raise UsageError(f"accelerator {config.accelerator!r}: {first}") from None
+
+
+def decide_flip(config: AugmentConfig, labels: tuple[str, ...]) -> tuple[bool, str]:
+    """Whether training clips may be mirrored, and why."""
+    allowed, reason = flip_allowed(labels)
+    if config.flip == "auto":
+        return allowed, reason
+    wanted = config.flip == "on"
+    return wanted, f"flip {config.flip}, as asked" + (f", although: {reason}" if wanted and not allowed else "")
+
+
+def make_loaders(
+    config: TrainConfig, split: Split, flip: bool
+) -> tuple[EpochBatches, DataLoader[Batch], DataLoader[Batch]]:
+    """Batches and loader of the training part, and the loader of the validation part."""
+    view, augment = part(ViewConfig, config), part(AugmentConfig, config)
+    common: dict[str, Any] = {"view": view, "num_frames": config.num_frames, "seed": config.seed}
+    train_set = ClipDataset(split.train, augment=augment, flip=flip, **common)
+    val_set = ClipDataset(split.val, augment=None, flip=False, **common)
+    batches = EpochBatches(len(split.train), batch_size=config.batch_size, shuffle=True, seed=config.seed)
+    val_batches = EpochBatches(len(split.val), batch_size=config.batch_size, shuffle=False, seed=config.seed)
+    return (
+        batches,
+        make_loader(train_set, batches, workers=config.workers),
+        make_loader(val_set, val_batches, workers=config.workers),
+    )
+
+
+def watch_workers(loader: Iterable[Batch]) -> Iterator[Batch]:
+    """The loader's batches; a decoding process that dies becomes a clear error."""
+    try:
+        yield from loader
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise TrainingError(
+            f"A process that decodes videos died ({str(error).splitlines()[0]}); "
+            "go on with --resume true, with --workers 0 to see which clip it was"
+        ) from error
+
+
+@contextmanager
+def stop_signals() -> Iterator[Callable[[], bool]]:
+    """Turn Ctrl-C and SIGTERM into a request to stop at the next step; a second Ctrl-C stops at once."""
+    requested = False
+
+    def request(number: int, frame: object) -> None:
+        nonlocal requested
+        if requested:
+            raise KeyboardInterrupt
+        requested = True
+        os.write(2, b"\nstopping after this step; once more to stop at once\n")
+
+    try:
+        before = {s: signal.signal(s, request) for s in (signal.SIGINT, signal.SIGTERM)}
+    except ValueError:  # not in the main thread: whoever runs us handles signals
+        before = {}
+    try:
+        yield lambda: requested
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+# --- what a person sees -------------------------------------------------------------------------
+
+
+def epoch_line(row: dict[str, float], epochs: int, better: bool) -> str:
+    """One epoch in one line."""
+    validation = f"  val top-1 {100 * row['top1']:5.1f} %" if "top1" in row else ""
+    return (
+        f"epoch {row['epoch']:3.0f}/{epochs}  loss {row['loss']:.3f}  train {100 * row['train_top1']:5.1f} %"
+        f"{validation}{' *' if better else '  '}  {row['seconds']:.0f} s"
+    )
+
+
+def say_how_to_resume(console: Console, out: Path, place: Place) -> None:
+    """After a signal: what is saved and the way to go on."""
+    console.print(
+        f"Stopped in epoch {place.epoch + 1} after {place.batch} batches; everything is saved in {escape(str(out))}.\n"
+        f"Go on with: vireo train --config {escape(str(out / 'config.yaml'))} --resume true",
+        highlight=False,
+    )
+
+
+def announce_end(console: Console, out: Path, place: Place, seconds: float) -> None:
+    """The result and where it is."""
+    if place.failures:
+        failed = escape(str(out / "failed.csv"))
+        console.print(f"[red]{len(place.failures)} clips could not be read[/red]; {failed} names them", highlight=False)
+    console.print(
+        f"best validation top-1 [bold]{100 * place.best:.1f} %[/bold] in {seconds / 60:.1f} min → "
+        f"{escape(str(out / BEST))}",
+        highlight=False,
+    )
