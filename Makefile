@@ -31,10 +31,11 @@ format: .venv/.installed ## format the code and mend what ruff can
 	$(BIN)/ruff format --quiet .
 
 # Names, versions and hashes, no addresses; holds for Python 3.11 to 3.13 on x86_64 and aarch64.
+# One version of a package for all Pythons, so that they see the same types and numbers.
 # uv and hatchling are in it because setting up .venv installs them.
 constraints: .venv/.installed ## resolve the newest versions into constraints.txt
 	printf '%s\n' uv hatchling > .venv/tools.in
-	PATH="$(CURDIR)/.venv/uv/bin:$$PATH" uv pip compile --quiet --upgrade --universal --python-version 3.11 \
+	PATH="$$PATH:$(CURDIR)/.venv/uv/bin" uv pip compile --quiet --upgrade --universal --python-version 3.11 --fork-strategy fewest \
 		--generate-hashes --no-emit-index-url --no-emit-find-links --no-annotate --no-header \
 		--all-extras pyproject.toml .venv/tools.in --output-file constraints.txt
 

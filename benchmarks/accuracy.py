@@ -86,7 +86,9 @@ def vireo(arguments: list[str], *, capture: bool = False) -> str:
 
 
 def print_table(results: dict[str, list[dict]]) -> None:
-    print("\n| module | top-1 per seed, % | mean ± deviation, % | 95 % interval, % | frames shuffled, % | training, min |")
+    print(
+        "\n| module | top-1 per seed, % | mean ± deviation, % | 95 % interval, % | frames shuffled, % | training, min |"
+    )
     print("|---|---|---|---|---|---|")
     for temporal, runs in results.items():
         top1 = [100 * r["top1"] for r in runs]

@@ -13,6 +13,15 @@ die() {
     exit 1
 }
 
+no_python() {
+    local found="there is no python3"
+    if command -v python3 >/dev/null; then
+        found="python3 is $(python3 --version 2>&1 || true)"
+    fi
+    die "no Python 3.11, 3.12 or 3.13 found; $found." \
+        "Install one, or name it: make PYTHON=/path/to/python3.12"
+}
+
 in_range() {
     "$@" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' >/dev/null 2>&1
 }
@@ -62,16 +71,14 @@ if [ ! -e "$venv" ]; then
     if [ -n "$uv" ]; then
         # Without a Python in range, uv looks further, and fetches one where it may.
         "$uv" venv --quiet --python "${python:-">=3.11,<3.14"}" "$venv" ||
-            die "no Python 3.11, 3.12 or 3.13 found (python3 is $(python3 --version 2>&1 || true))." \
-                "Install one, or name it: make PYTHON=/path/to/python3.12"
+            no_python
     elif [ -n "$python" ]; then
         "$python" -m venv "$venv" >/dev/null 2>&1 || {
             rm -rf "$venv" # half made: Debian without python3-venv has no ensurepip
             "$python" -m venv --without-pip "$venv"
         }
     else
-        die "no Python 3.11, 3.12 or 3.13 found (python3 is $(python3 --version 2>&1 || true))." \
-            "Install one, or name it: make PYTHON=/path/to/python3.12"
+        no_python
     fi
 fi
 if [ -z "$uv" ]; then

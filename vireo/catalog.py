@@ -63,10 +63,13 @@ def show_models(
         print(jsonlib.dumps({**found, **setting}, ensure_ascii=False))
         return 0
     console = Console(highlight=False)
-    if not (temporal and backbone):
+    if backbone is None:
         print_modules(console)
         console.print()
     print_entries(console, entries, f"{num_classes} classes, {num_frames} frames of {size}×{size}")
+    if backbone is None:
+        note = "  --backbone takes any timm name made of these families' blocks, not these alone."
+        console.print(Text(note, "dim"), soft_wrap=True)
     return 0
 
 
@@ -100,7 +103,9 @@ def print_modules(console: Console) -> None:
     console.print(Text("Temporal modules", "bold"))
     table = Table.grid(padding=(0, 2, 0, 0))
     for module in describe_modules():
-        options = " ".join(f"{k}={','.join(map(str, v)) if isinstance(v, tuple) else v}" for k, v in module["options"].items())
+        options = " ".join(
+            f"{k}={','.join(map(str, v)) if isinstance(v, tuple) else v}" for k, v in module["options"].items()
+        )
         about = Text(module["summary"])
         about.append(f"\n{module['source']}\noptions: {options}", "dim")
         table.add_row("", Text(module["name"], "cyan"), about)
@@ -125,5 +130,3 @@ def print_entries(console: Console, entries: Sequence[Entry], title: str) -> Non
     for e in entries:
         if e.reason and len(entries) <= 8:
             console.print(Text(f"  {e.temporal} × {e.backbone}: {e.reason}", "dim"))
-    if len(entries) > 1:
-        console.print(Text("  --backbone takes any timm name made of these families' blocks, not these alone.", "dim"))

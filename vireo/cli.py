@@ -141,6 +141,7 @@ def train(config: TrainConfig, *, json: bool = False) -> int:
     best.safetensors, which is all that eval and predict need, and config.yaml, which --config takes.
 
     Args:
+        config: Every field is an option.
         json: Print the result as JSON on stdout, everything else on stderr.
 
     Example:
@@ -206,9 +207,7 @@ def evaluate(
     )
 
 
-def predict(
-    checkpoint: Path, inputs: list[Path], *, top_k: int = 5, device: str = "auto", json: bool = False
-) -> int:
+def predict(checkpoint: Path, inputs: list[Path], *, top_k: int = 5, device: str = "auto", json: bool = False) -> int:
     """Say what happens in videos. The checkpoint carries all that this needs.
 
     Args:

@@ -111,8 +111,12 @@ def demo(out: Path = Path("demo"), *, clips: int = 480, size: int = 96, epochs: 
     )
     console.rule()
     tsn, tei = (s.evaluation.top1 for s in sections)
-    console.print(f"TSN [bold]{100 * tsn:.1f} %[/bold]   TEI [bold]{100 * tei:.1f} %[/bold]   (without order: 50 % at most)")
-    console.print(f"Report: [bold]{escape(str(report))}[/bold]   {(time.monotonic() - began) / 60:.1f} min", highlight=False)
+    console.print(
+        f"TSN [bold]{100 * tsn:.1f} %[/bold]   TEI [bold]{100 * tei:.1f} %[/bold]   (without order: 50 % at most)"
+    )
+    console.print(
+        f"Report: [bold]{escape(str(report))}[/bold]   {(time.monotonic() - began) / 60:.1f} min", highlight=False
+    )
     return 0
 
 

@@ -36,7 +36,8 @@ def choose_precision(precision: str, device: torch.device) -> str:
     if device.type == "cuda":
         fast = torch.cuda.is_bf16_supported(including_emulation=False)
     elif device.type == "cpu":
-        capabilities = getattr(torch.cpu, "get_capabilities", dict)()
+        # Absent before torch 2.12 or so; without it we do not know, and take float32.
+        capabilities: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
         fast = bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
     else:
         fast = False

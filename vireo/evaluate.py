@@ -218,9 +218,7 @@ def measure(scores: Scores, labels: tuple[str, ...], header: dict[str, Any]) -> 
         raise DataError(f"None of {scores.expected} clips could be scored{why}")
     confusion = multiclass_confusion_matrix(scores.logits.argmax(1), scores.labels, num_classes=count).numpy()
     correct, totals = np.diagonal(confusion), confusion.sum(axis=1)
-    top5 = multiclass_accuracy(
-        scores.logits, scores.labels, num_classes=count, top_k=min(5, count), average="micro"
-    )
+    top5 = multiclass_accuracy(scores.logits, scores.labels, num_classes=count, top_k=min(5, count), average="micro")
     return Evaluation(
         header={**header, "expected": scores.expected, "scored": scored, "failed": len(scores.failures)},
         top1=int(correct.sum()) / scored,
@@ -323,32 +321,30 @@ def choose_split(table: ClipTable, split: str, provenance: dict[str, Any]) -> tu
         raise UsageError(f"split is {split!r}; use auto, train, val, test or all")
     if split == "all":
         return table, "all"
-    settings = provenance.get("config", {})
-    same_data = provenance.get("data_hash") == table.digest()
-    if table.splits is None and not same_data:
+    if table.splits is not None:
         if split == "auto":
-            return table, "all"
-        raise DataError(
-            f"The data names no split and is not the list of clips the model was trained on, so it has no part "
-            f"{split!r}; use --split all, or a CSV with a split column"
-        )
-    parts = split_table(table, val_fraction=settings.get("val_fraction", 0.2), seed=settings.get("seed", 0))
-    named = {"train": parts.train, "val": parts.val, "test": parts.test}
-    if split == "auto":
-        split = "test" if parts.test is not None and len(parts.test) else "val"
-    chosen = named[split]
-    if chosen is None or not len(chosen):
-        raise DataError(f"The data has no clips in its {split!r} part")
-    return chosen, split
+            split = "test" if "test" in set(table.splits) else "val"
+        return table.in_split(split), split
+    if provenance.get("data_hash") == table.digest():
+        settings = provenance.get("config", {})
+        parts = split_table(table, val_fraction=settings.get("val_fraction", 0.2), seed=settings.get("seed", 0))
+        if split in ("auto", "val"):
+            return parts.val, "val"
+        if split == "train":
+            return parts.train, "train"
+    elif split == "auto":
+        return table, "all"
+    raise DataError(
+        f"The data names no split and is not the list of clips the model was trained on, so it has no part "
+        f"{split!r}; use --split all, or a CSV with a split column"
+    )
 
 
 def clip_loader(
     model: Recognizer, checkpoint: Checkpoint, table: ClipTable, *, batch_size: int, workers: int
 ) -> Iterable[Batch]:
     """Batches of all clips of the table, in order, prepared as the checkpoint says."""
-    dataset = ClipDataset(
-        table, view=checkpoint.view, num_frames=model.num_frames, augment=None, flip=False, seed=0
-    )
+    dataset = ClipDataset(table, view=checkpoint.view, num_frames=model.num_frames, augment=None, flip=False, seed=0)
     batches = EpochBatches(len(table), batch_size=batch_size, shuffle=False, seed=0)
     return make_loader(dataset, batches, workers=workers)
 

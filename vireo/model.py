@@ -114,7 +114,7 @@ class Recognizer(nn.Module):
 
     def _score(self, pooled: Tensor) -> Tensor:  # (N·T, D) → (N·T, K)
         scores: Tensor = self.classifier(self.dropout(pooled))
-        return scores
+        return scores.to(torch.promote_types(scores.dtype, torch.float32))  # the mean of T rounded scores isn't
 
     def _pooled(self, clips: Tensor) -> Tensor:  # (N, T, C, H, W) → (N·T, D)
         channels = self.scale.shape[1]

@@ -11,6 +11,7 @@ import dataclasses
 import difflib
 import inspect
 import re
+import textwrap
 import types
 from argparse import Action
 from collections.abc import Callable, Iterable, Sequence
@@ -169,7 +170,9 @@ class Parser(ArgumentParser):
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Raise the message as a CommandLineError of two lines: what is wrong, and where the options are explained."""
-        raise CommandLineError(self.prog, f"{self._plain(message)}\n`{self.prog} --help` explains the options.") from None
+        raise CommandLineError(
+            self.prog, f"{self._plain(message)}\n`{self.prog} --help` explains the options."
+        ) from None
 
     def _plain(self, message: str) -> str:
         if found := re.match(r"the following arguments are required: (.*)", message):
@@ -206,7 +209,7 @@ class Parser(ArgumentParser):
         show.print(Text.assemble(("usage: ", "bold"), " ".join([*usage, "[options]"])))
         for paragraph in [self.summary, *self.story.split("\n\n")]:
             if paragraph:
-                show.print(Text("\n" + " ".join(paragraph.split())))
+                show.print("\n" + textwrap.fill(" ".join(paragraph.split()), show.width), markup=False)
         if self.example:
             show.print(Text("\nExamples" if "\n" in self.example else "\nExample", "bold"))
             for line in self.example.splitlines():
@@ -221,8 +224,8 @@ class Parser(ArgumentParser):
                 show.print(Text(f"\n{heading}", "bold"))
                 print_grid(show, [self._row(name, action) for name, action in actions])
 
-    def format_help(self) -> str:
-        """The help as plain text, 100 columns wide."""
+    def format_help(self, formatter: Any = None) -> str:
+        """The help as plain text; argparse's formatter is not used."""
         text = StringIO()
         self.print_help(text)
         return text.getvalue()
@@ -341,8 +344,7 @@ def expected(kind: Any, value: str) -> str:
         choices = [str(c) for c in get_args(kind)]
         return f"one of {', '.join(choices)}{nearest(value, choices)}"
     if is_sequence(kind):
-        inner = {float: "numbers", int: "whole numbers"}.get(get_args(kind)[0], "values")
-        return f"a list of {inner}, e.g. 1,2"
+        return f"{expected(get_args(kind)[0], value)} (a list is written 1,2)"
     if get_origin(kind) is dict or kind is dict:
         return 'a mapping, e.g. "{stages: [4, 5]}"'
     return {int: "a whole number", float: "a number", bool: "true or false"}.get(kind, f"valid ({kind})")

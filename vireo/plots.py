@@ -75,7 +75,7 @@ def confusion_png(confusion: NDArray[np.int64], labels: Sequence[str], title: st
         axes.set_title(title, fontsize=10, color=INK)
     bar = figure.colorbar(image, ax=axes, fraction=0.046, pad=0.03)
     bar.ax.set_yticks([0, 0.5, 1], ["0 %", "50 %", "100 %"], fontsize=8)
-    bar.outline.set_visible(False)  # type: ignore[operator]  # matplotlib's stub calls it a Spine
+    bar.outline.set_visible(False)
     return _png(figure)
 
 

@@ -13,19 +13,17 @@ import math
 import os
 import signal
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from lightning.fabric import Fabric, seed_everything
+from lightning_fabric import Fabric, seed_everything
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import Progress
 from timm.utils import ModelEmaV3  # type: ignore[attr-defined]  # re-exported without __all__
-from torch import nn
 from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader
 
@@ -144,12 +142,12 @@ class Session:
         write_config(self.out, config)
         write_clips(self.out, self.split)
         self.log = MetricsLog(self.out, keep_epochs=self.place.epoch)
-        self.announce(flip_reason)
+        self.announce(table.notes, flip_reason)
 
     @property
     def kept(self) -> Recognizer:
         """The weights that are validated and saved: the moving average where there is one."""
-        return self.ema.module if self.ema else self.model  # type: ignore[return-value]  # a deep copy of it
+        return self.ema.module if self.ema else self.model
 
     def run(self, bars: Progress, stop_requested: StopRequested) -> bool:
         """All epochs that are left; False if a signal ended them early. Everything is saved either way."""
@@ -273,7 +271,7 @@ class Session:
         """Take up what :meth:`save_state` wrote."""
         return load_state(self.out / RESUME, self.config, self.model, self.optimizer, self.ema, self.data_hash)
 
-    def announce(self, flip_reason: str) -> None:
+    def announce(self, notes: Sequence[str], flip_reason: str) -> None:
         """What is about to happen, in a few lines."""
         config, split = self.config, self.split
         parameters = sum(p.numel() for p in self.model.parameters()) / 1e6
@@ -283,7 +281,7 @@ class Session:
             f"{self.fabric.device.type}",
             f"{len(self.labels)} classes: {len(split.train)} training clips, {len(split.val)} validation"
             + (f", {len(split.test)} test" if split.test is not None and len(split.test) else ""),
-            f"[dim]{escape(flip_reason)}[/dim]",
+            *(f"[dim]{escape(note)}[/dim]" for note in (*notes, flip_reason)),
         ]
         if config.resume:
             lines.append(f"going on in epoch {self.place.epoch + 1}, after {self.place.batch} batches")
@@ -313,7 +311,7 @@ def make_fabric(config: TrainConfig) -> Fabric:
     Raises:
         UsageError: this machine has no such device, or cannot compute in this precision.
     """
-    logging.getLogger("lightning.fabric").setLevel(logging.WARNING)  # it announces what our own lines say
+    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # it announces what our own lines say
     try:
         device = Fabric(accelerator=config.accelerator, devices=1).device
         precision = choose_precision(config.precision, device)

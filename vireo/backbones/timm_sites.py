@@ -9,6 +9,7 @@ Strides, and with them the stages, are measured by one run on the meta device (n
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -171,7 +172,7 @@ def measure(backbone: nn.Module, name: str, in_chans: int) -> Geometry:
     def hook_for(path: str) -> Callable[[nn.Module, Any, Any], None]:
         def hook(block: nn.Module, inputs: Any, output: Any) -> None:
             if isinstance(output, Tensor) and output.ndim == 4:
-                strides[path] = round(height / output.shape[2])
+                strides[path] = 2 ** round(math.log2(height / output.shape[2]))  # 176 pixels end in 6, not 5.5
 
         return hook
 

@@ -94,12 +94,12 @@ class StringColumn(Sequence[str]):
 
 
 class ClipRecord(NamedTuple):
-    """One row of a `ClipTable`; start and end in seconds, nan = the video's own."""
+    """One row of a `ClipTable`; start and end in seconds, None = the video's own."""
 
     path: str
     label: int
-    start: float
-    end: float
+    start: float | None
+    end: float | None
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -142,8 +142,12 @@ class ClipTable:
 
     def record(self, index: int) -> ClipRecord:
         """Row ``index`` as plain Python values."""
+        start, end = float(self.starts[index]), float(self.ends[index])
         return ClipRecord(
-            self.paths[index], int(self.labels[index]), float(self.starts[index]), float(self.ends[index])
+            self.paths[index],
+            int(self.labels[index]),
+            None if math.isnan(start) else start,
+            None if math.isnan(end) else end,
         )
 
     def select(self, indices: npt.ArrayLike) -> ClipTable:

@@ -7,8 +7,8 @@ the batch; it is never replaced by another.
 
 from __future__ import annotations
 
-import math
 import os
+import signal
 import sys
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
@@ -92,7 +92,7 @@ class ClipDataset(Dataset[Sample | Failure]):
             return sample_indices(self.view.sampling, frame_count, self.num_frames, rng)
 
         try:
-            frames = read_frames(record.path, plan, start=_or_none(record.start), end=_or_none(record.end)).data
+            frames = read_frames(record.path, plan, start=record.start, end=record.end).data
         except DecodeError as error:
             return Failure(index, record.path, error.reason)
         if self.augment:
@@ -101,10 +101,6 @@ class ClipDataset(Dataset[Sample | Failure]):
         else:
             clip = eval_transform(frames, self.view)
         return Sample(clip, record.label, index)
-
-
-def _or_none(seconds: float) -> float | None:
-    return None if math.isnan(seconds) else seconds
 
 
 def collate(items: Sequence[Sample | Failure]) -> Batch:
@@ -184,6 +180,12 @@ def resolve_workers(workers: int) -> int:
     return min(8, cores)
 
 
+def _ignore_interrupt(worker: int) -> None:
+    """Ctrl-C reaches all processes of a terminal; the main one decides when to stop, its workers go on till then."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # a forked worker has the main process's handlers
+
+
 def make_loader(dataset: ClipDataset, batches: Sampler[list[tuple[int, int]]], workers: int) -> DataLoader[Batch]:
     """A loader of batches.
 
@@ -209,4 +211,5 @@ def make_loader(dataset: ClipDataset, batches: Sampler[list[tuple[int, int]]], w
         multiprocessing_context=context,
         persistent_workers=workers > 0,
         prefetch_factor=2 if workers else None,
+        worker_init_fn=_ignore_interrupt,
     )

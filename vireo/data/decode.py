@@ -8,8 +8,9 @@ B-frames, VP8 with hidden frames, streams that begin between keyframes) the whol
 to count its frames before the plan is asked. Either way the result equals decoding everything in
 sequence.
 
-A video that is damaged raises `DecodeError`, also when some of its frames could be had: frames from
-the first half of an action are not a sample of the action.
+A video found to be damaged raises `DecodeError`, also when some of its frames could be had: frames from
+the first half of an action are not a sample of the action. Damage behind the last wanted frame is not
+looked for; `probe` looks at every frame.
 
 FFmpeg is silent here because PyAV's logging is off unless somebody switches it on.
 """
@@ -224,6 +225,7 @@ class _Video:
                 if size > _HELD_PACKETS:
                     held = None
             if not packet.size:
+                count += _is_empty(packet)
                 continue
             count += 1
             if packet.is_discard:  # outside the edit list: the decoder reads it and shows nothing
@@ -244,7 +246,7 @@ class _Video:
             raise DecodeError(self.path, "holds no frames")
         container, stream = self._container, self._stream
         announced = len(stream.index_entries) if "mov" in container.format.name else stream.frames
-        if count < announced * 0.95 - 1:
+        if count < announced * 0.95 - 1 and (container.format.name != "avi" or _riff_is_cut(self.path)):
             raise DecodeError(self.path, f"cut short: {count} of {announced} frames are there")
         if "matroska" in container.format.name and self.time_base:
             seconds, there = self._matroska_seconds(), float(last_pts * self.time_base)
@@ -302,7 +304,7 @@ class _Video:
         """
         with _faults(self.path):
             for packet in packets:
-                for frame in packet.decode():
+                for frame in () if _is_empty(packet) else packet.decode():
                     if frame.is_corrupt:
                         raise DecodeError(self.path, "damaged frames")
                     _check_size(self.path, frame.width, frame.height)
@@ -322,8 +324,6 @@ def _open(path: str) -> tuple[InputContainer, VideoStream]:
     try:
         # "file:" and the whitelist: no name with a colon and no playlist reaches beyond this machine's files.
         container = av.open("file:" + path, metadata_errors="replace", options={"protocol_whitelist": "file"})
-    except UnicodeEncodeError:
-        raise DecodeError(path, "its name is not valid UTF-8") from None
     except av.error.InvalidDataError:
         raise DecodeError(path, "not a video, or its header is damaged or missing") from None
     except av.error.EOFError:
@@ -349,6 +349,18 @@ def _video_stream(path: str, container: InputContainer) -> VideoStream:
     stream.thread_type = "NONE"
     context.thread_count = 1
     return stream
+
+
+def _is_empty(packet: Packet[VideoStream]) -> bool:
+    """Whether a packet says "show the last frame again"; a decoder would take it for the end of the stream."""
+    return packet.size == 0 and packet.dts is not None
+
+
+def _riff_is_cut(path: str) -> bool:
+    """Whether an AVI is shorter than its first chunk says; frame counts in AVI headers alone are not reliable."""
+    with open(path, "rb") as file:
+        announced = int.from_bytes(file.read(8)[4:], "little")
+        return os.fstat(file.fileno()).st_size < 8 + announced < 0xFFFFFFFF  # a live recorder does not fill it in
 
 
 def _is_cover(stream: VideoStream) -> bool:
@@ -389,8 +401,9 @@ def _quarter_turns(frame: VideoFrame) -> int:
 
 def _cut(path: str, seconds: npt.NDArray[np.float64], start: float | None, end: float | None) -> tuple[int, int]:
     """First and one past the last frame with start <= t < end; at least one frame."""
-    first = 0 if start is None else int(np.searchsorted(seconds, start, side="left"))
-    last = len(seconds) if end is None else int(np.searchsorted(seconds, end, side="left"))
+    # Times are rounded on their way here: a frame a microsecond off is at that time.
+    first = 0 if start is None else int(np.searchsorted(seconds, start - 1e-6, side="left"))
+    last = len(seconds) if end is None else int(np.searchsorted(seconds, end - 1e-6, side="left"))
     if last <= first:
         raise DecodeError(
             path,

@@ -21,7 +21,7 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import av
 import numpy as np
@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 from vireo.config import to_dict
 from vireo.errors import DataError, MissingDependencyError, StorageError, UnknownNameError, UsageError
 
-Floats = NDArray[np.float32]
+Floats = NDArray[np.floating[Any]]  # float32 wherever there are pixels
 Rng = np.random.Generator
 
 PAIRS: dict[str, tuple[str, str]] = {
@@ -83,7 +83,7 @@ class OrderConfig:
                 raise UsageError(f"{name} is {getattr(self, name)}; it must be in [0, 1)")
         scenes = self.clips // 2 // len(self.pairs)  # of the pair with the fewest
         splits = 1 + (self.val_fraction > 0) + (self.test_fraction > 0)
-        if self.val_fraction + self.test_fraction >= 1 or min(_split_sizes(scenes, self)) < 0 or scenes < splits:
+        if self.val_fraction + self.test_fraction >= 1 or _split_sizes(scenes, self)[0] < 1:
             raise UsageError(
                 f"{self.clips} clips are {scenes} scenes per pair: too few for {splits} splits "
                 f"(val {self.val_fraction:g}, test {self.test_fraction:g}). Ask for at least "
@@ -129,7 +129,7 @@ def make_order(
     if finished and not todo and _whole(table):
         return table
     if "libx264" not in av.codecs_available:
-        raise MissingDependencyError("this build of PyAV has no libx264 encoder; install PyAV from PyPI (pip install av)")
+        raise MissingDependencyError("this build of PyAV has no libx264 encoder; `pip install av` brings one")
     about: dict[str, Any] = {
         "benchmark": "order",
         "format": FORMAT,
@@ -222,7 +222,7 @@ def _check_folder(out: Path, config: OrderConfig) -> bool:
         if found["benchmark"] != "order" or not isinstance(old, dict):
             raise ValueError
     except (ValueError, KeyError, TypeError):
-        raise UsageError(f"{summary} does not describe a generated set; name a new folder (nothing was changed)") from None
+        raise UsageError(f"{summary} describes no generated set; name a new folder (nothing was changed)") from None
     except OSError as error:
         raise DataError(f"{summary}: cannot be read: {error.strerror}") from None
     new = to_dict(config)
@@ -278,7 +278,9 @@ def _run(jobs: Sequence[_Job], out: Path, size: int, workers: int) -> Iterator[N
             future.result()
             yield
     except BrokenProcessPool:
-        raise DataError("a rendering process was killed (out of memory?); run again to go on, with fewer workers") from None
+        raise DataError(
+            "a rendering process was killed (no memory left?); run again to go on, with fewer workers"
+        ) from None
     finally:
         pool.shutdown(cancel_futures=True)
 
@@ -287,7 +289,8 @@ def _make_scene(job: _Job, out: Path, size: int) -> None:
     """Draw one scene and write both of its clips."""
     scene = render_scene(job.pair, job.number, seed=job.seed, size=size)
     # One conversion for both clips: the encoder sees identical pictures.
-    pictures = [av.VideoFrame.from_ndarray(f, format="rgb24").reformat(format="yuv420p", threads=1) for f in scene.frames]
+    plain = (av.VideoFrame.from_ndarray(frame, format="rgb24") for frame in scene.frames)
+    pictures = [frame.reformat(format="yuv420p", threads=1) for frame in plain]
     first, second = PAIRS[job.pair]
     for label in (first, second):
         step = 1 if label == scene.label else -1
@@ -312,9 +315,8 @@ def _encode(pictures: Sequence[av.VideoFrame], fps: int, size: int) -> bytes:
     """
     file = io.BytesIO()
     with av.open(file, "w", format="mp4") as container:
-        stream = container.add_stream(
-            "libx264", rate=fps, options={"qp": str(QP), "preset": "ultrafast", "x264-params": "keyint=1:bframes=0:threads=1"}
-        )
+        options = {"qp": str(QP), "preset": "ultrafast", "x264-params": "keyint=1:bframes=0:threads=1"}
+        stream = container.add_stream("libx264", rate=fps, options=options)
         stream.width = stream.height = size
         stream.pix_fmt = "yuv420p"
         stream.thread_count = 1
@@ -385,8 +387,8 @@ def render_scene(pair: str, number: int, *, seed: int, size: int, calm: bool = F
     if backwards:
         pace = 1 - pace
     # Sums of waves with random phases: the same in law at every moment and in both directions of time.
-    shake = rng.uniform(0.004, 0.02) * np.stack([_waves(rng, count, 0.04, 0.16) for _ in range(2)], 1)
-    shake += rng.uniform(0, 0.02) * np.stack([_waves(rng, count, 0.003, 0.015) for _ in range(2)], 1)
+    shake = rng.uniform(0.002, 0.009) * np.stack([_waves(rng, count, 0.04, 0.16) for _ in range(2)], 1)
+    shake += rng.uniform(0, 0.012) * np.stack([_waves(rng, count, 0.003, 0.015) for _ in range(2)], 1)
     shake = np.clip(shake, -0.08, 0.08)
     light = _light(rng, size, count)
     grain = rng.uniform(0.004, 0.016)
@@ -470,7 +472,8 @@ def _mover(rng: Rng, size: int, count: int) -> Callable[[int], _Placed]:
         path = reach * np.stack([_waves(rng, count, 0.005, 0.03) for _ in range(2)], 1)
     else:
         turn = turn + rng.uniform(-0.15, 0.15) * np.arange(count)
-    return lambda i: _Placed(sprite, *(home + path[i]), half, float(turn[i]), is_object=False)
+    path += home
+    return lambda i: _Placed(sprite, path[i, 0], path[i, 1], half, float(turn[i]), is_object=False)
 
 
 # --- the six actions --------------------------------------------------------------------------------------------------
@@ -534,11 +537,10 @@ def _approach(rng: Rng, size: int, tone: Floats) -> _Actor:
 
 def _turn(rng: Rng, size: int, tone: Floats) -> _Actor:
     """Clockwise by less than half a turn, so that eight frames show the direction."""
-    colours = _colours(rng, tone)
-    sprite, half = _sprite(rng, size, colours, shapes=_LOPSIDED), rng.uniform(0.22, 0.31)
-    x, y = rng.uniform(0.36, 0.64, 2)
+    sprite, half = _sprite(rng, size, _colours(rng, tone), shapes=_LOPSIDED), rng.uniform(0.28, 0.38)
+    x, y = rng.uniform(0.4, 0.6, 2)
     drift = rng.uniform(-0.06, 0.06, 2)
-    start, sweep = rng.uniform(0, 2 * math.pi), rng.uniform(1.2, 2.8)
+    start, sweep = rng.uniform(0, 2 * math.pi), rng.uniform(1.5, 3.0)
 
     def actor(p: float) -> list[_Placed]:
         return [_Placed(sprite, x + drift[0] * (p - 0.5), y + drift[1] * (p - 0.5), half, start + sweep * p)]
@@ -561,20 +563,19 @@ def _open(rng: Rng, size: int, tone: Floats) -> _Actor:
     back = _Placed(inside, x, y, 0.72 * half, tilt, is_object=False)
 
     def slide(p: float) -> list[_Placed]:
-        a, b = (_Placed(s, *(np.array((x, y)) + k * reach * p * ahead), half, tilt) for s, k in ((left, -1), (right, 1)))
-        return [back, a, b]
+        dx, dy = reach * p * ahead
+        return [back, _Placed(left, x - dx, y - dy, half, tilt), _Placed(right, x + dx, y + dy, half, tilt)]
 
     def swing(p: float) -> list[_Placed]:
-        hinge = np.array((x, y)) + 0.8 * half * down
+        arm = -0.8 * half * down  # from the hinge to the middle of the closed object
         things = [back]
         for sprite, sign in ((left, -1.0), (right, 1.0)):
             if kind == "lid":
                 sign = 0.0 if sign < 0 else 1.7
             angle = sign * reach * p
             c, s = math.cos(angle), math.sin(angle)
-            arm = -0.8 * half * down
-            centre = hinge + np.array((c * arm[0] - s * arm[1], s * arm[0] + c * arm[1]))
-            things.append(_Placed(sprite, *centre, half, tilt + angle))
+            dx, dy = c * arm[0] - s * arm[1] - arm[0], s * arm[0] + c * arm[1] - arm[1]
+            things.append(_Placed(sprite, x + dx, y + dy, half, tilt + angle))
         return things
 
     return _with_shadow(rng, slide if kind == "slide" else swing)
@@ -601,9 +602,9 @@ def _put(rng: Rng, size: int, tone: Floats) -> _Actor:
     def actor(p: float) -> list[_Placed]:
         x, y = (1 - p) ** 2 * start + 2 * p * (1 - p) * over + p**2 * end
         return [
-            _Placed(back, *home, wide, tilt, is_object=False),
+            _Placed(back, home[0], home[1], wide, tilt, is_object=False),
             _Placed(sprite, x, y, half, angle + roll * p),
-            _Placed(front, *home, wide, tilt, is_object=False),
+            _Placed(front, home[0], home[1], wide, tilt, is_object=False),
         ]
 
     return actor
@@ -637,14 +638,14 @@ def _levels(picture: Floats) -> _Sprite:
 
 
 def _grid(n: int) -> tuple[Floats, Floats]:
-    """Coordinates u (right) and v (down) of the centres of n × n pixels that cover [-1, 1]²."""
+    """Coordinates u (right) and v (down) of the centres of n by n pixels that cover [-1, 1]²."""
     axis = ((np.arange(n, dtype=np.float32) + 0.5) * 2 / n - 1).astype(np.float32)
     return np.broadcast_to(axis[None, :], (n, n)), np.broadcast_to(axis[:, None], (n, n))
 
 
 # Shapes: (rng, u, v) -> about the distance to the edge, negative inside; they fit into a radius of 0.9.
 def _disc(rng: Rng, u: Floats, v: Floats) -> Floats:
-    return np.hypot(u, v) - 0.86
+    return np.asarray(np.hypot(u, v) - 0.86)
 
 
 def _box(rng: Rng, u: Floats, v: Floats) -> Floats:
@@ -673,7 +674,7 @@ def _star(rng: Rng, u: Floats, v: Floats) -> Floats:
 
 def _ring(rng: Rng, u: Floats, v: Floats) -> Floats:
     width = rng.uniform(0.16, 0.24)
-    return np.abs(np.hypot(u, v) - 0.87 + width) - width
+    return np.asarray(np.abs(np.hypot(u, v) - 0.87 + width) - width)
 
 
 def _cross(rng: Rng, u: Floats, v: Floats) -> Floats:
@@ -684,18 +685,18 @@ def _cross(rng: Rng, u: Floats, v: Floats) -> Floats:
 
 def _bar(rng: Rng, u: Floats, v: Floats) -> Floats:
     width = rng.uniform(0.25, 0.38)
-    return np.hypot(np.maximum(np.abs(u) - 0.88 + width, 0), v) - width
+    return np.asarray(np.hypot(np.maximum(np.abs(u) - 0.88 + width, 0), v) - width)
 
 
 def _wedge(rng: Rng, u: Floats, v: Floats) -> Floats:
-    return np.maximum(np.abs(v) - 0.45 * (0.95 - u) / 1.4, np.abs(u) - 0.75)
+    return np.asarray(np.maximum(np.abs(v) - 0.45 * (0.95 - u) / 1.4, np.abs(u) - 0.75))
 
 
 def _angle(rng: Rng, u: Floats, v: Floats) -> Floats:
     width = rng.uniform(0.2, 0.28)
     long = np.maximum(np.abs(u + 0.55 - width), np.abs(v) - 0.72 + width)
     foot = np.maximum(np.abs(v - 0.62 + width), np.abs(u) - 0.68 + width)
-    return np.minimum(long, foot) - width
+    return np.asarray(np.minimum(long, foot) - width)
 
 
 def _blob(rng: Rng, u: Floats, v: Floats) -> Floats:
@@ -771,7 +772,7 @@ def _colours(rng: Rng, against: Floats | None = None, vivid: float = 0.8) -> Flo
         spread = rng.uniform(0.1, 0.4)
         colours = base + spread * rng.standard_normal((3, 3))
         grey = colours.mean(1, keepdims=True)
-        colours = np.clip(grey + vivid * (colours - grey), 0.04, 0.96).astype(np.float32)
+        colours = np.asarray(np.clip(grey + vivid * (colours - grey), 0.04, 0.96), np.float32)
         if against is None or float(np.abs(colours.mean(0) - against).max()) > 0.28:
             return colours
 

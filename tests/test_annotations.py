@@ -1,0 +1,361 @@
+"""Data sets: what is read, what is refused and in which words, and how it is split."""
+
+from __future__ import annotations
+
+import math
+import os
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from vireo.data.annotations import ClipTable, StringColumn, is_video, natural_order, read_table, split_table
+from vireo.errors import DataError, UsageError
+
+
+def make_folders(root: Path, files: dict[str, int]) -> Path:
+    """Empty files with the names of videos: nothing here opens them."""
+    for label, count in files.items():
+        (root / label).mkdir(parents=True, exist_ok=True)
+        for i in range(count):
+            (root / label / f"{i}.mp4").touch()
+    return root
+
+
+def make_csv(folder: Path, text: str, *, encoding: str = "utf-8", name: str = "clips.csv") -> Path:
+    (folder / "a.mp4").touch()
+    path = folder / name
+    path.write_bytes(text.encode(encoding))
+    return path
+
+
+def make_table(labels: list[int] | np.ndarray, **columns: object) -> ClipTable:
+    nothing = np.full(len(labels), np.nan)
+    given = {
+        "paths": StringColumn(f"{i:04}.mp4" for i in range(len(labels))),
+        "labels": np.array(labels, dtype=np.int64),
+        "label_names": tuple(f"class {i}" for i in range(max(labels) + 1)),
+        "starts": nothing,
+        "ends": nothing,
+    }
+    return ClipTable(**(given | columns))  # type: ignore[arg-type]
+
+
+def refusal(data: Path, **options: object) -> str:
+    with pytest.raises((DataError, UsageError)) as caught:
+        read_table(data, **options)  # type: ignore[arg-type]
+    message = str(caught.value)
+    assert message.count("\n") < 2 and len(message) < 400
+    return message
+
+
+# Columns
+
+
+def test_a_string_column_is_like_a_list_of_strings() -> None:
+    texts = ["a", "", "ümläut", "動画 b", os.fsdecode(b"\xff.mp4"), "a"]
+    column = StringColumn(texts)
+    assert list(column) == texts and [column[i] for i in range(-6, 6)] == texts * 2
+    assert len(column) == 6 and column == StringColumn(texts) and column != StringColumn(texts[:5])
+    assert list(column.take([5, 2, 2])) == ["a", "ümläut", "ümläut"]
+    assert list(pickle.loads(pickle.dumps(column))) == texts
+    assert list(StringColumn([])) == [] and list(column.take([])) == []
+    with pytest.raises(IndexError):
+        column[6]
+
+
+def test_a_table_checks_itself() -> None:
+    make_table([0, 1])
+    wrong = [
+        {"paths": StringColumn(["a.mp4"])},
+        {"labels": np.array([0, 2])},
+        {"labels": np.array([-1, 1])},
+        {"label_names": ("a", "a")},
+        {"starts": np.array([2.0, np.nan]), "ends": np.array([1.0, np.nan])},
+        {"starts": np.array([-1.0, np.nan])},
+        {"splits": StringColumn(["train", "other"])},
+        {"groups": StringColumn(["g"])},
+    ]
+    for change in wrong:
+        with pytest.raises(DataError):
+            make_table(**({"labels": [0, 1], "label_names": ("a", "b")} | change))  # type: ignore[arg-type]
+
+
+def test_selecting_keeps_rows_together() -> None:
+    table = make_table(
+        [0, 1, 0],
+        starts=np.array([np.nan, 1.5, 0.0]),
+        splits=StringColumn(["train", "val", "test"]),
+        groups=StringColumn(["x", "", "y"]),
+    )
+    chosen = table.select([2, 1])
+    assert chosen.record(0)[:3] == ("0002.mp4", 0, 0.0) and chosen.record(1)[:3] == ("0001.mp4", 1, 1.5)
+    assert chosen.record(0).end is None and table.record(0).start is None
+    assert list(chosen.splits or []) == ["test", "val"] and list(chosen.groups or []) == ["y", ""]
+    assert len(table.select([])) == 0
+    assert table.in_split("val").record(0).path == "0001.mp4"
+    with pytest.raises(DataError, match="no clip in split 'val'"):
+        table.select([0, 2]).in_split("val")
+    with pytest.raises(DataError, match="no split column"):
+        make_table([0, 1]).in_split("val")
+
+
+def test_the_digest_names_the_list_and_not_its_place_or_order(tmp_path: Path) -> None:
+    first = read_table(make_folders(tmp_path / "one", {"a": 3, "b": 2}))
+    second = read_table(make_folders(tmp_path / "two" / "deeper", {"a": 3, "b": 2}))
+    digest = first.digest()
+    assert len(digest) == 16 and digest == second.digest() == first.select([4, 2, 0, 1, 3]).digest()
+    others = [
+        first.select([0, 1, 2, 3]),
+        read_table(make_folders(tmp_path / "three", {"a": 2, "b": 3})),
+        read_table(tmp_path / "one", label_names=["b", "a"]),
+    ]
+    assert digest not in {other.digest() for other in others}
+
+
+# Folders
+
+
+def test_a_folder_per_class(tmp_path: Path) -> None:
+    make_folders(tmp_path, {"class_10": 1, "class_2": 2, "Übung": 1, "class_2/deep/deeper": 1, ".hidden": 1})
+    (tmp_path / "class_2" / "notes.txt").touch()
+    (tmp_path / "class_2" / ".hidden.mp4").touch()
+    (tmp_path / "class_2" / "LOUD.MKV").touch()
+    (tmp_path / "class_10" / "folder.mp4").mkdir()
+    (tmp_path / "class_10" / "gone.mp4").symlink_to(tmp_path / "nothing")
+    (tmp_path / "class_10" / "up").symlink_to(tmp_path / "class_10")
+    (tmp_path / "readme.txt").touch()
+    table = read_table(tmp_path)
+    assert table.label_names == ("class_2", "class_10", "Übung")
+    paths = [os.path.relpath(path, tmp_path) for path in table.paths]
+    assert paths == [
+        "class_2/0.mp4", "class_2/1.mp4", "class_2/deep/deeper/0.mp4", "class_2/LOUD.MKV",
+        "class_10/0.mp4", "class_10/gone.mp4", "Übung/0.mp4",
+    ]  # fmt: skip
+    assert table.labels.tolist() == [0, 0, 0, 0, 1, 1, 2]
+    assert table.splits is None and np.isnan(table.starts).all() and np.isnan(table.ends).all()
+    assert len(table.notes) == 1 and "ignored 1 files that are not videos (1 × .txt)" in table.notes[0]
+    assert read_table(str(tmp_path)).digest() == table.digest()
+
+
+def test_folders_of_splits_hold_folders_of_classes(tmp_path: Path) -> None:
+    for split, count in {"train": 3, "Validation": 2, "test": 1}.items():
+        make_folders(tmp_path / split, {"a": count, "b": count})
+    table = read_table(tmp_path)
+    assert table.label_names == ("a", "b")
+    split = split_table(table, val_fraction=0.5, seed=0)
+    assert (len(split.train), len(split.val), len(split.test or [])) == (6, 4, 2)
+
+
+def test_classes_may_be_called_like_splits(tmp_path: Path) -> None:
+    assert read_table(make_folders(tmp_path, {"train": 2, "test": 2})).label_names == ("test", "train")
+
+
+def test_a_folder_with_one_list_of_clips_stands_for_it(tmp_path: Path) -> None:
+    make_folders(tmp_path, {"videos": 3})
+    make_csv(tmp_path, "path,label\nvideos/0.mp4,x\nvideos/1.mp4,y\n")
+    (tmp_path / "other.csv").write_text("name,size\na,1\n")
+    assert read_table(tmp_path).label_names == ("x", "y")
+
+
+def test_folders_that_cannot_be_used(tmp_path: Path) -> None:
+    assert "does not exist" in refusal(tmp_path / "missing")
+    assert "no subfolders" in refusal(tmp_path)
+    (tmp_path / "loose.mp4").touch()
+    assert "1 videos lie directly" in refusal(tmp_path)
+    assert "is a video" in refusal(tmp_path / "loose.mp4")
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    assert "no videos in its 2 class folders" in refusal(tmp_path)
+    (tmp_path / "a" / "0.jpg").touch()
+    assert "1 × .jpg" in refusal(tmp_path)
+    make_folders(tmp_path, {"a": 2})
+    message = refusal(tmp_path)
+    assert "'b'" in message and "'a'" not in message and "remove" in message
+    (tmp_path / "b").rmdir()
+    assert "one class only, 'a'" in refusal(tmp_path)
+    assert len(read_table(tmp_path, label_names=["z", "a"])) == 2
+
+
+def test_given_labels_set_the_order(tmp_path: Path) -> None:
+    make_folders(tmp_path, {"wave": 1, "push": 1})
+    table = read_table(tmp_path, label_names=["wave", "jump", "push"])
+    assert table.label_names == ("wave", "jump", "push") and table.labels.tolist() == [2, 0]
+    message = refusal(tmp_path, label_names=["waves", "push", "jump"])
+    assert "'wave'" in message and "nearest to 'wave': 'waves'" in message
+
+
+def test_natural_order_and_endings() -> None:
+    assert natural_order(["b", "a10", "a2", "A3", "10", "9", "a"]) == ["9", "10", "a", "a2", "A3", "a10", "b"]
+    assert is_video("x/y.WebM") and not is_video("y.txt") and not is_video("mp4")
+
+
+# CSV
+
+
+def test_a_csv_with_everything(tmp_path: Path) -> None:
+    text = (
+        "path,label,split,group,start,end\r\n"
+        "a.mp4,wave,train,s1,0.5,2\r\n"
+        '"sub dir/ä, b.mp4", jump ,VALID,s2,,3.25\r\n'
+        "\r\n"
+        "/abs/c.mp4,wave,test,,4,\r\n"
+    )
+    table = read_table(make_csv(tmp_path, text, encoding="utf-8-sig"))
+    assert list(table.paths) == [f"{tmp_path}/a.mp4", f"{tmp_path}/sub dir/ä, b.mp4", "/abs/c.mp4"]
+    assert table.label_names == ("jump", "wave") and table.labels.tolist() == [1, 0, 1]
+    assert list(table.splits or []) == ["train", "val", "test"] and list(table.groups or []) == ["s1", "s2", ""]
+    assert np.array_equal(table.starts, [0.5, np.nan, 4], equal_nan=True)
+    assert np.array_equal(table.ends, [2, 3.25, np.nan], equal_nan=True)
+
+
+@pytest.mark.parametrize("separator", [",", ";", "\t"])
+def test_columns_in_any_order_and_separator(tmp_path: Path, separator: str) -> None:
+    text = "Label,end,PATH\nx,1,a.mp4\ny,,a.mp4\n".replace(",", separator)
+    table = read_table(make_csv(tmp_path, text))
+    assert table.label_names == ("x", "y") and table.splits is None and table.groups is None
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("", ["is empty", "path,label"]),
+        ("\n\n", ["is empty"]),
+        ("path,label\n", ["lists no clips"]),
+        ("a.mp4,x\nb.mp4,y\n", ["no header", "path,label"]),
+        ("path,lable\na.mp4,x\n", ["unknown column 'lable'", "Did you mean 'label'"]),
+        ("path,label,fold,begin\na.mp4,x,1,2\n", ["unknown columns 'fold', 'begin'", "known: path, label, split"]),
+        ("path,split\na.mp4,train\n", ["'label' is missing"]),
+        ("path,label,label\na.mp4,x,y\n", ["twice"]),
+        ("path,label\na.mp4,x\n,y\n", ["line 3", "path is empty"]),
+        ("path,label\na.mp4,x\na.mp4, \n", ["line 3", "label is empty"]),
+        ("path,label\na.mp4,x\nb, c.mp4,y\n", ["line 3", "3 values for 2 columns"]),
+        ("path,label\na.mp4,x\na.mp4\n", ["line 3", "1 values for 2 columns"]),
+        ("path,label,start,end\na.mp4,x,one,2\n", ["line 2", "start is 'one'"]),
+        ("path,label,start,end\na.mp4,x,-1,2\n", ["line 2", "start is '-1'", "0 or more"]),
+        ("path,label,start,end\na.mp4,x,0,inf\n", ["line 2", "end is 'inf'"]),
+        ("path,label,start,end\na.mp4,x,nan,2\n", ["line 2", "start is 'nan'"]),
+        ("path,label,start,end\na.mp4,x,3,2\na.mp4,x,2,2\n", ["line 2", "end (2) is not after start (3)", "1 more"]),
+        ("path,label,end\na.mp4,x,0\n", ["line 2", "end (0)"]),
+        ("path,label,split\na.mp4,x,trian\n", ["line 2", "'trian'", "did you mean 'train'"]),
+        ("path,label,split\na.mp4,x,\n", ["line 2", "unknown split ''"]),
+        ("path,label\na.mp4,x\n", ["one class only, 'x'"]),
+        ("path,label\nb.mp4,x\nc.mp4,y\n", ["b.mp4 does not exist", "relative to the CSV's folder"]),
+        ('path,label\n"a.mp4,x\n', ["line"]),
+        ("path,label\n" + "a" * 70_000 + ",x\n", ["line 2", "longer than"]),
+        ("a" * 70_000, ["line 1", "longer than"]),
+        ("path,label,split,group\na.mp4,x,train,g1\na.mp4,y,val,g1\n", ["group 'g1'", "'train' and 'val'"]),
+    ],
+)
+def test_csvs_that_cannot_be_used(tmp_path: Path, text: str, words: list[str]) -> None:
+    path = make_csv(tmp_path, text)
+    message = refusal(path)
+    assert str(path) in message
+    for word in words:
+        assert word in message
+
+
+def test_files_that_are_no_csv(tmp_path: Path) -> None:
+    path = tmp_path / "noise.csv"
+    path.write_bytes(np.random.default_rng(0).bytes(10_000))
+    assert "not a CSV" in refusal(path) or "line" in refusal(path)
+    assert "not a CSV in UTF-8" in refusal(make_csv(tmp_path, "path,label\na.mp4,ü\n", encoding="latin-1"))
+    os.mkfifo(tmp_path / "fifo.csv")
+    assert "neither a folder nor a regular file" in refusal(tmp_path / "fifo.csv")
+
+
+def test_numbers_in_messages_are_those_of_the_file(tmp_path: Path) -> None:
+    text = 'path,label\n\n"a\n.mp4",x\n\na.mp4,\n'
+    assert "line 6: label is empty" in refusal(make_csv(tmp_path, text))
+
+
+# Splits
+
+
+def test_a_draw_is_stratified_and_repeatable() -> None:
+    labels = [0] * 50 + [1] * 20 + [2] * 2 + [3] + [4] * 3
+    table = make_table(labels)
+    split = split_table(table, val_fraction=0.2, seed=0)
+    assert np.bincount(split.val.labels, minlength=5).tolist() == [10, 4, 1, 0, 1]
+    assert np.bincount(split.train.labels, minlength=5).tolist() == [40, 16, 1, 1, 2]
+    assert split.test is None
+    assert not set(split.train.paths) & set(split.val.paths)
+    np.random.seed(3)
+    again = split_table(table, val_fraction=0.2, seed=0)
+    assert list(again.val.paths) == list(split.val.paths)
+    assert list(split_table(table, val_fraction=0.2, seed=1).val.paths) != list(split.val.paths)
+
+
+def test_the_draw_does_not_depend_on_the_order_of_rows() -> None:
+    table = make_table([i % 3 for i in range(60)], groups=StringColumn(f"g{i // 4}" for i in range(60)))
+    shuffled = table.select(np.random.default_rng(0).permutation(60))
+    for seed in range(3):
+        first, second = (split_table(t, val_fraction=0.25, seed=seed) for t in (table, shuffled))
+        assert set(first.val.paths) == set(second.val.paths)
+
+
+@pytest.mark.parametrize("fraction", [0.01, 0.2, 0.5, 0.99])
+def test_every_class_with_two_clips_is_in_both_parts(fraction: float) -> None:
+    labels = [*np.random.default_rng(0).integers(20, size=60).tolist(), *range(20), *range(20), 20]
+    split = split_table(make_table(labels), val_fraction=fraction, seed=0)
+    for part in (split.train, split.val):
+        assert set(part.labels.tolist()) >= set(range(20))
+    assert 20 in split.train.labels and 20 not in split.val.labels
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_groups_never_straddle(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    n = 300
+    groups = [f"g{g}" if g else "" for g in rng.integers(40, size=n)]  # "" = on its own
+    labels = rng.integers(6, size=n).tolist()
+    split = split_table(make_table(labels, groups=StringColumn(groups)), val_fraction=0.2, seed=seed)
+    named = [set(part.groups or []) - {""} for part in (split.train, split.val)]
+    assert not named[0] & named[1]
+    assert set(split.train.labels) == set(split.val.labels) == set(range(6))
+    assert 0.1 < len(split.val) / n < 0.3
+
+
+def test_large_groups_still_give_each_class_a_validation_clip() -> None:
+    labels = [c for c in range(4) for _ in range(20)]
+    groups = [f"{c}.{i // 10}" for c in range(4) for i in range(20)]  # two groups of ten per class
+    split = split_table(make_table(labels, groups=StringColumn(groups)), val_fraction=0.1, seed=0)
+    assert np.bincount(split.val.labels).tolist() == [10] * 4
+
+
+def test_twins_stay_together() -> None:
+    labels = [0, 1] * 50
+    groups = StringColumn(f"scene{i // 2}" for i in range(100))
+    split = split_table(make_table(labels, groups=groups), val_fraction=0.2, seed=0)
+    assert np.bincount(split.val.labels).tolist() == [10, 10]
+
+
+def test_cuts_of_one_file_stay_together() -> None:
+    paths = [f"match{i // 10}.mp4" for i in range(60)]
+    starts = np.arange(60, dtype=float)
+    table = make_table([i % 2 for i in range(60)], paths=StringColumn(paths), starts=starts)
+    split = split_table(table, val_fraction=0.2, seed=0)
+    assert len(split.val) and not set(split.train.paths) & set(split.val.paths)
+
+
+def test_named_splits_are_used() -> None:
+    splits = StringColumn(["train", "val", "test", "train"])
+    split = split_table(make_table([0, 1, 0, 1], splits=splits), val_fraction=0.9, seed=0)
+    assert [list(part.paths) for part in split if part] == [["0000.mp4", "0003.mp4"], ["0001.mp4"], ["0002.mp4"]]
+
+
+def test_validation_is_drawn_from_training_where_only_test_is_named() -> None:
+    splits = StringColumn(["train"] * 20 + ["test"] * 10)
+    split = split_table(make_table([i % 2 for i in range(30)], splits=splits), val_fraction=0.2, seed=0)
+    assert (len(split.train), len(split.val), len(split.test or [])) == (16, 4, 10)
+
+
+def test_splits_that_cannot_be_drawn() -> None:
+    with pytest.raises(DataError, match="nothing to train on"):
+        split_table(make_table([0, 1], splits=StringColumn(["test", "val"])), val_fraction=0.2, seed=0)
+    with pytest.raises(DataError, match="set aside"):
+        split_table(make_table([0, 1]), val_fraction=0.2, seed=0)
+    for fraction in (0.0, 1.0, -1.0, math.nan):
+        with pytest.raises(UsageError):
+            split_table(make_table([0, 1]), val_fraction=fraction, seed=0)

@@ -1,0 +1,273 @@
+"""Sites: where they are, that they are where features of the stated shape pass, and pretrained weights."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from tests.model_tools import BACKBONES, clips, network
+from vireo.backbones import FAMILIES, build_backbone, fit_weights, measure, publish_sites, read_weights
+from vireo.config import ViewConfig
+from vireo.contracts import Anchor, Site
+from vireo.errors import UnknownNameError, UnsupportedPairError, UsageError, WeightsError
+from vireo.model import create_model
+from vireo.shapes import Layout
+
+MORE = ("resnet50", "resnet50d", "seresnet50", "resnext50_32x4d", "efficientnetv2_rw_t", "mobilenetv4_conv_medium")
+ROOT = Path(__file__).parents[1]
+
+
+def sites_of(name: str) -> tuple[nn.Module, tuple[Site, ...]]:
+    backbone = build_backbone(name, {})
+    return backbone, publish_sites(backbone, measure(backbone, name, 3), 8)
+
+
+@pytest.mark.parametrize("name", [*BACKBONES, *MORE])
+def test_sites_state_the_features_that_pass_there(name: str) -> None:
+    backbone, sites = sites_of(name)
+    seen: dict[str, torch.Size] = {}
+    hooks = [
+        backbone.get_submodule(path).register_forward_pre_hook(
+            lambda _m, inputs, path=path: seen.__setitem__(path, inputs[0].shape)
+        )
+        for path in {site.path for site in sites}
+    ]
+    size = 64
+    with torch.no_grad():
+        backbone.eval()(torch.zeros(2, 3, size, size))
+    for hook in hooks:
+        hook.remove()
+    for site in sites:
+        shape = seen[site.path]
+        nhwc = site.layout == Layout.NT_H_W_C
+        assert shape[-1 if nhwc else 1] == site.channels, site
+        side = shape[1 if nhwc else 2]
+        if site.anchor == Anchor.PROJECT_IN and not site.path.endswith("aa"):
+            assert side == max(1, size >> site.stage), site
+        if site.anchor == Anchor.BRANCH_IN:  # before the stride, if the block has one
+            assert side in (max(1, size >> site.stage), size >> (site.stage - 1)), site
+        assert site.frames == 8
+    assert {site.stage for site in sites if site.anchor == Anchor.BRANCH_IN} >= {3, 4, 5}
+    for anchor in (Anchor.BRANCH_IN, Anchor.SPATIAL, Anchor.PROJECT_IN):
+        paths = [site.path for site in sites if site.anchor == anchor]
+        assert len(paths) == len(set(paths)) > 0
+
+
+def test_the_sites_of_a_resnet() -> None:
+    _, sites = sites_of("resnet50")
+    first = [s for s in sites if s.anchor == Anchor.BRANCH_IN]
+    assert Counter(s.stage for s in first) == {2: 3, 3: 4, 4: 6, 5: 3}
+    assert all(s.path == f"layer{s.stage - 1}.{s.block}.conv1" and s.has_skip for s in first)
+    assert [s.channels for s in first][:4] == [64, 256, 256, 256]
+    spatial = next(s for s in sites if s.anchor == Anchor.SPATIAL and s.path.startswith("layer2.0"))
+    assert spatial.conv.kernel_size == (3, 3) and spatial.conv.stride == (2, 2) and not spatial.conv.depthwise
+
+
+def test_shortcuts_decide_which_blocks_are_shifted() -> None:
+    _, sites = sites_of("mobilenetv2_100")
+    skip = {s.path: s.has_skip for s in sites if s.anchor == Anchor.BRANCH_IN}
+    assert not skip["blocks.0.0.conv_dw"] and not skip["blocks.1.0.conv_pw"] and skip["blocks.1.1.conv_pw"]
+    model = network("tsm", "mobilenetv2_035")
+    assert len(model.sites) == 10 and all(s.has_skip and s.stage >= 2 for s in model.sites)
+
+
+def test_depthwise_facts_and_linear_layers() -> None:
+    _, sites = sites_of("convnext_tiny")
+    by_anchor = {s.anchor: s for s in sites}
+    assert by_anchor[Anchor.BRANCH_IN].conv.depthwise
+    assert by_anchor[Anchor.PROJECT_IN].layout == Layout.NT_H_W_C
+
+
+def test_universal_inverted_blocks_begin_where_their_first_convolution_is() -> None:
+    backbone, sites = sites_of("mobilenetv4_conv_small")
+    for site in (s for s in sites if s.anchor == Anchor.BRANCH_IN and "pw_exp" in s.path):
+        block = backbone.get_submodule(site.path.removesuffix(".pw_exp.conv"))
+        assert isinstance(block.dw_start, nn.Identity)
+    assert any(s.path.endswith("dw_start.conv") for s in sites)
+
+
+def test_every_named_example_exists() -> None:
+    assert all(timm.is_model(name) for family in FAMILIES for name in family.examples)
+
+
+def test_an_unknown_backbone_is_answered_with_near_names() -> None:
+    with pytest.raises(UnknownNameError, match="'resnet50'"):
+        build_backbone("resnet_50", {})
+
+
+def test_an_unknown_pretrained_tag_or_option_is_a_usage_error() -> None:
+    with pytest.raises(UsageError, match="tag"):
+        build_backbone("resnet50.nonsense", {})
+    with pytest.raises(UsageError, match="no_such_option"):
+        build_backbone("resnet18", {"no_such_option": 1})
+    with pytest.raises(UsageError, match="num_classes"):
+        build_backbone("resnet18", {"num_classes": 3})
+
+
+def test_a_backbone_without_known_blocks_takes_tsn_only() -> None:
+    model = create_model("tsn", "test_vit", num_classes=3, num_frames=2).eval()
+    assert model(clips(model, 2, size=160)).shape == (2, 3)
+    with pytest.raises(UnsupportedPairError, match=r"Bottleneck(.|\n)*'tsn' works"):
+        create_model("tsm", "test_vit", num_classes=3)
+
+
+def test_backbone_options_reach_timm() -> None:
+    model = create_model("tei", "resnet10t", num_classes=2, num_frames=2, backbone_options={"in_chans": 2})
+    assert model(torch.rand(1, 2, 2, 32, 32)).shape == (1, 2)
+    assert len(model.mean) == 2
+
+
+# ------------------------------------------------------------------ pretrained weights
+
+
+@pytest.fixture(scope="module")
+def source() -> nn.Module:
+    torch.manual_seed(1)
+    return timm.create_model("resnet10t", num_classes=7)
+
+
+def same(model: Any, source: nn.Module) -> bool:
+    own = model.backbone.state_dict()
+    return all(torch.equal(own[k], v) for k, v in source.state_dict().items() if not k.startswith("fc."))
+
+
+@pytest.mark.parametrize("temporal", ["tsn", "tei"])
+def test_a_safetensors_file(temporal: str, source: nn.Module, tmp_path: Path) -> None:
+    path = tmp_path / "w.safetensors"
+    save_file(source.state_dict(), path)
+    model = create_model(temporal, "resnet10t", num_classes=3, pretrained=path)
+    assert same(model, source)
+    assert model.classifier.weight.shape == (3, 512)
+    assert model.mean == (0.485, 0.456, 0.406)
+
+
+def test_mean_and_std_come_from_the_argument_else_the_file_else_timm(source: nn.Module, tmp_path: Path) -> None:
+    path = tmp_path / "w.safetensors"
+    save_file(source.state_dict(), path, metadata={"mean": json.dumps([0.5] * 3), "std": json.dumps([0.25] * 3)})
+    model = create_model("tsn", "resnet10t", num_classes=3, pretrained=path)
+    assert (model.mean, model.std) == ((0.5,) * 3, (0.25,) * 3)
+    model = create_model("tsn", "resnet10t", num_classes=3, pretrained=path, mean=[0.1, 0.2, 0.3], std=[1])
+    assert (model.mean, model.std) == ((0.1, 0.2, 0.3), (1.0,) * 3)
+    with pytest.raises(UsageError, match="mean is"):
+        create_model("tsn", "resnet10t", num_classes=3, mean=[0.5, 0.5])
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".pt", ".bin"])
+@pytest.mark.parametrize("wrap", ["plain", "state_dict", "model", "module."])
+def test_a_pytorch_file(suffix: str, wrap: str, source: nn.Module, tmp_path: Path) -> None:
+    state: dict[str, Any] = dict(source.state_dict())
+    if wrap == "module.":
+        state = {f"module.{k}": v for k, v in state.items()}
+    elif wrap != "plain":
+        state = {wrap: state, "epoch": 3}
+    torch.save(state, tmp_path / f"w{suffix}")
+    assert same(create_model("tsm", "resnet10t", num_classes=3, pretrained=str(tmp_path / f"w{suffix}")), source)
+
+
+class Bomb:
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (Path.touch, (Path("exploded"),))
+
+
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
+@pytest.mark.parametrize("write", [torch.save, lambda value, path: path.write_bytes(pickle.dumps(value))])
+def test_a_file_with_code_in_it_is_refused_and_not_run(write, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    write({"w": Bomb()}, tmp_path / "w.pth")
+    with pytest.raises(WeightsError, match="refused"):
+        read_weights(tmp_path / "w.pth")
+    assert not (tmp_path / "exploded").exists()
+
+
+@pytest.mark.parametrize("name", ["w.safetensors", "w.pth"])
+@pytest.mark.parametrize("content", [b"", b"x", b"\xff" * 4096, b"PK\x03\x04" + b"0" * 100])
+def test_rubbish(name: str, content: bytes, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(WeightsError, match=name):
+        read_weights(tmp_path / name)
+
+
+def test_missing_folder_or_unknown_kind(tmp_path: Path) -> None:
+    with pytest.raises(WeightsError, match="no such file"):
+        read_weights(tmp_path / "none.pth")
+    with pytest.raises(WeightsError, match="not a file"):
+        read_weights(tmp_path)
+    (tmp_path / "w.onnx").touch()
+    with pytest.raises(WeightsError, match="unknown kind"):
+        read_weights(tmp_path / "w.onnx")
+    torch.save([1, 2], tmp_path / "w.pth")
+    with pytest.raises(WeightsError, match="no state_dict"):
+        read_weights(tmp_path / "w.pth")
+
+
+def test_tensors_that_do_not_fit_are_named(source: nn.Module, tmp_path: Path) -> None:
+    backbone = build_backbone("resnet10t", {})
+    before = backbone.conv1[0].weight.clone()
+    state = dict(source.state_dict())
+    del state["layer1.0.conv1.weight"]
+    state["surplus"] = torch.zeros(1)
+    state["layer2.0.conv1.weight"] = torch.zeros(1)
+    save_file(state, tmp_path / "w.safetensors")
+    with pytest.raises(WeightsError) as error:
+        fit_weights(backbone, read_weights(tmp_path / "w.safetensors"))
+    for part in ("1 missing (layer1.0.conv1.weight)", "1 left over (surplus)", "layer2.0.conv1.weight (1,) instead"):
+        assert part in str(error.value)
+    assert torch.equal(backbone.conv1[0].weight, before)
+
+
+def test_rgb_weights_serve_other_inputs(source: nn.Module, tmp_path: Path) -> None:
+    save_file(source.state_dict(), tmp_path / "w.safetensors")
+    options = {"in_chans": 1}
+    model = create_model(
+        "tsn", "resnet10t", num_classes=3, pretrained=tmp_path / "w.safetensors", backbone_options=options
+    )
+    expected = source.conv1[0].weight.sum(dim=1, keepdim=True)
+    assert torch.allclose(model.backbone.conv1[0].weight, expected, atol=1e-6)
+
+
+def test_fine_tuning_from_a_checkpoint_keeps_backbone_and_temporal_weights(tmp_path: Path) -> None:
+    from vireo import save_checkpoint
+
+    trained = network("tei", "resnet10t")
+    path = tmp_path / "kinetics.safetensors"
+    save_checkpoint(path, trained, labels="abcde", view=ViewConfig(), provenance={})
+    model = create_model("tei", "resnet10t", num_classes=2, num_frames=16, pretrained=path)
+    own, old = model.backbone.state_dict(), trained.backbone.state_dict()
+    assert all(torch.equal(own[k], old[k]) for k in old)
+    assert create_model("tsm", "resnet10t", num_classes=2, pretrained=path).sites  # takes the backbone alone
+    with pytest.raises(WeightsError, match="another temporal module"):
+        create_model("tim", "resnet10t", num_classes=2, pretrained=path)
+
+
+def test_without_a_network_the_remedy_is_named_at_once(monkeypatch, tmp_path: Path) -> None:
+    import huggingface_hub.constants as hub
+
+    from vireo.backbones import weights
+
+    monkeypatch.setattr(weights, "_reachable", lambda address: False)
+    monkeypatch.setattr(hub, "HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(WeightsError, match="--pretrained PATH") as error:
+        create_model("tsn", "resnet10t", num_classes=2, pretrained=True)
+    assert len(str(error.value).splitlines()) <= 2
+    assert hub.HF_HUB_OFFLINE is False or "HF_HUB_OFFLINE" in __import__("os").environ
+
+
+def test_the_shared_mobilenet_weights() -> None:
+    path = ROOT.parent / "shared" / "weights" / "mobilenetv2_100_imagenet1k.safetensors"
+    if not path.exists():
+        pytest.skip("the weights beside the project are absent")
+    model = create_model("tei", "mobilenetv2_100", num_classes=10, pretrained=path, mean=[0.5], std=[0.5])
+    assert same_stem(model, path)
+
+
+def same_stem(model: Any, path: Path) -> bool:
+    return torch.equal(model.backbone.conv_stem.weight, read_weights(path).tensors["conv_stem.weight"])

@@ -1,0 +1,372 @@
+"""The command line: what a person types and sees."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import inspect
+import json
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import yaml
+
+from vireo import cli
+from vireo.config import TrainConfig, from_dict, to_dict
+from vireo.errors import CheckpointError, DecodeError
+from vireo.parser import Parser
+
+HEAVY = {"torch", "torchvision", "timm", "numpy", "av", "matplotlib", "lightning_fabric", "lightning", "torchmetrics"}
+
+
+@pytest.fixture(autouse=True)
+def wide_plain_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "120")
+    monkeypatch.setenv("NO_COLOR", "1")
+
+
+class Calls(list[tuple[tuple[Any, ...], dict[str, Any]]]):
+    """Stands for a function: keeps its calls, returns or raises what it was told to."""
+
+    def __init__(self, result: Any = 0) -> None:
+        super().__init__()
+        self.result = result
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        self.append((args, kwargs))
+        if isinstance(self.result, BaseException):
+            raise self.result
+        return self.result
+
+
+def stand_in(monkeypatch: pytest.MonkeyPatch, module: str, name: str, result: Any = 0) -> Calls:
+    """Puts a module with one recording function in the place of a heavy one."""
+    calls, fake = Calls(result), ModuleType(module)
+    setattr(fake, name, calls)
+    monkeypatch.setitem(sys.modules, module, fake)
+    return calls
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    best: Path = Path("runs/x/best.safetensors")
+    top1: float = 0.5
+    interrupted: bool = False
+
+
+@pytest.fixture
+def trained(monkeypatch: pytest.MonkeyPatch) -> Calls:
+    return stand_in(monkeypatch, "vireo.train", "train", Result())
+
+
+def config_of(calls: Calls) -> TrainConfig:
+    [(args, _)] = calls
+    assert isinstance(args[0], TrainConfig)
+    return args[0]
+
+
+# --- help -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("words", [[], *(name.split() for name in cli.VERBS)], ids=" ".join)
+def test_help_imports_nothing_heavy(words: list[str]) -> None:
+    code = (
+        "import sys; from vireo.cli import main; code = main([*sys.argv[1:], '--help']); "
+        "print('IMPORTED', *sys.modules, file=sys.stderr); sys.exit(code)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout.startswith("usage: vireo")
+    assert not HEAVY & set(done.stderr.split())
+
+
+@pytest.mark.parametrize("name", cli.VERBS)
+def test_every_verb_has_help_with_an_example_that_parses(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main([*name.split(), "--help"]) == 0
+    shown = capsys.readouterr().out
+    assert f"usage: vireo {name}" in shown
+    assert "Example" in shown
+    parser = Parser.of(f"vireo {name}", cli.VERBS[name])
+    examples = [line for line in parser.example.splitlines() if line.startswith(f"vireo {name}")]
+    assert examples
+    for line in examples:
+        args = line.split()[1 + len(name.split()) :]
+        if "--config" not in args:  # its file exists only after the example before it
+            parser.parse_args(parser.canonical(args))
+
+
+@pytest.mark.parametrize("name", cli.VERBS)
+def test_every_option_is_explained(name: str) -> None:
+    parser = Parser.of(f"vireo {name}", cli.VERBS[name])
+    assert [k for k, a in parser.options().items() if not a.help] == []
+    assert [a.dest for a in parser.positionals() if not a.help] == []
+
+
+def test_help_shows_field_docstrings_in_groups(capsys: pytest.CaptureFixture[str]) -> None:
+    cli.main(["train", "--help"])
+    shown = capsys.readouterr().out
+    order = ["--data DATA", "Which network", "--num-frames N", "T, frames per clip. [8]", "Optimizer", "--lr X"]
+    places = [shown.index(text) for text in order]
+    assert places == sorted(places)
+    assert "num_frames" not in shown
+    assert not [line for line in shown.splitlines() if line != line.rstrip()]
+
+
+def test_the_list_of_verbs(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main([]) == 0
+    shown = capsys.readouterr().out
+    assert all(name in shown for name in cli.VERBS)
+    assert cli.main(["data"]) == 2  # a verb is missing
+    assert "data make order" in capsys.readouterr().out
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    import vireo
+
+    assert cli.main(["--version"]) == 0
+    assert capsys.readouterr().out == f"vireo {vireo.__version__}\n"
+
+
+# --- options --------------------------------------------------------------------------------------
+
+
+def test_train_takes_every_field(trained: Calls) -> None:
+    line = (
+        "train --data clips --out runs/x --temporal tsm --backbone resnet18 --num-frames 4 --scales 1,0.875 "
+        "--lr_steps [0.5] --temporal-options.stages 4,5 --pretrained false --resume --no-partial-bn --workers -1"
+    )
+    assert cli.main([*line.split(), "--backbone-options", "{drop_path_rate: 0.1}"]) == 0
+    config = config_of(trained)
+    assert config == TrainConfig(
+        data="clips",
+        out="runs/x",
+        temporal="tsm",
+        backbone="resnet18",
+        num_frames=4,
+        scales=(1.0, 0.875),
+        lr_steps=(0.5,),
+        temporal_options={"stages": [4, 5]},
+        backbone_options={"drop_path_rate": 0.1},
+        pretrained=False,
+        resume=True,
+    )
+    assert isinstance(config.scales, tuple)
+
+
+def test_train_needs_only_data_and_out(trained: Calls) -> None:
+    assert cli.main(["train", "--data", "d", "--out=o"]) == 0
+    assert config_of(trained) == TrainConfig(data="d", out="o")
+
+
+@pytest.mark.parametrize(
+    ("given", "pretrained"), [("true", True), ("false", False), ("w/resnet.pth", "w/resnet.pth"), ("1.pth", "1.pth")]
+)
+def test_pretrained_is_a_switch_or_a_path(trained: Calls, given: str, pretrained: bool | str) -> None:
+    cli.main(["train", "--data", "d", "--out", "o", "--pretrained", given])
+    assert config_of(trained).pretrained == pretrained
+    assert type(config_of(trained).pretrained) is type(pretrained)
+
+
+def test_config_file_round_trip(trained: Calls, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["--data", "d", "--out", "o", "--scales", "0.5", "--pretrained", "w.pth", "--temporal-options.a", "x,y"]
+    assert cli.main(["train", *options, "--print-config"]) == 0
+    assert not trained
+    printed = capsys.readouterr().out
+    file = tmp_path / "c.yaml"
+    file.write_text(printed, encoding="utf-8")
+    assert cli.main(["train", "--seed", "3", "--config", str(file)]) == 0
+    expected = TrainConfig(
+        data="d", out="o", scales=(0.5,), pretrained="w.pth", temporal_options={"a": ["x", "y"]}, seed=3
+    )
+    assert config_of(trained) == expected
+
+
+def test_a_run_s_own_config_is_accepted(trained: Calls, tmp_path: Path) -> None:
+    config = TrainConfig(data="d", out="o", sampling="dense", pretrained=False, backbone_options={"act": "relu"})
+    file = tmp_path / "config.yaml"
+    file.write_text(yaml.safe_dump(to_dict(config)), encoding="utf-8")
+    assert cli.main(["train", "--config", str(file)]) == 0
+    assert config_of(trained) == config == from_dict(TrainConfig, yaml.safe_load(file.read_text(encoding="utf-8")))
+
+
+def test_eval_and_predict_hand_their_options_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    evaluated = stand_in(monkeypatch, "vireo.evaluate", "evaluate_command")
+    assert cli.main(["eval", "c.safetensors", "--data", "d", "--shuffle-frames", "10", "--json"]) == 0
+    [(args, options)] = evaluated
+    assert args == (Path("c.safetensors"), "d")
+    assert options["shuffle_frames"] == 10
+    assert options["json"] is True
+    assert options["out"] is None
+    predicted = stand_in(monkeypatch, "vireo.predict", "predict_command")
+    assert cli.main(["predict", "c.safetensors", "a.mp4", "--top-k", "2", "--", "-b.mp4", "[red]c.mp4", "null"]) == 0
+    [(args, options)] = predicted
+    assert args == (Path("c.safetensors"), [Path("a.mp4"), Path("-b.mp4"), Path("[red]c.mp4"), Path("null")])
+    assert options["top_k"] == 2
+
+
+@pytest.mark.parametrize(
+    ("verb", "module", "function", "own"),
+    [
+        ("eval", "vireo.evaluate", "evaluate_command", set()),
+        ("predict", "vireo.predict", "predict_command", set()),
+        ("demo", "vireo.demo", "demo", set()),
+        ("data make order", "vireo.data.order", "OrderConfig", {"dir", "workers", "json"}),
+    ],
+)
+def test_verbs_agree_with_what_they_call(verb: str, module: str, function: str, own: set[str]) -> None:
+    called = inspect.signature(getattr(importlib.import_module(module), function)).parameters
+    shown = {k: p for k, p in inspect.signature(cli.VERBS[verb]).parameters.items() if k not in own}
+    assert set(shown) == set(called)
+    assert {k: p.default for k, p in shown.items()} == {k: p.default for k, p in called.items()}
+
+
+# --- wrong usage: exit code 2, two lines, no traceback ----------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        ("trian", "unknown command 'vireo trian'; did you mean train?"),
+        ("zzz", "there are demo, models, data, train"),
+        ("data mak order x", "did you mean make?"),
+        ("--zzz", "unknown option --zzz"),
+        ("train", "missing: --data DATA, --out OUT"),
+        ("train clips", "unexpected argument 'clips'; options have names: --data clips"),
+        ("train --data d --out o --num-frame 4", "unknown option --num-frame; did you mean --num-frames?"),
+        ("train --data d --out o -x", "unknown option -x"),
+        ("train --data d --out o --lr fast", "--lr: 'fast' is not a number"),
+        ("train --data d --out o --epochs 1.5", "--epochs: '1.5' is not a whole number"),
+        ("train --data d --out o --epochs", "--epochs needs a value: N"),
+        ("train --data d --out o --epochs --lr 1", "--epochs needs a value: N"),
+        ("train --data d --out o --optimizer sdg", "not one of sgd, adamw; did you mean sgd?"),
+        ("train --data d --out o --scales 1,b", "--scales: 'b' is not a number"),
+        ("train --data d --out o --resume=maybe", "--resume: 'maybe' is not true or false"),
+        ("train --data d --out o --temporal-options 3", "--temporal-options: '3' is not a mapping"),
+        ("train --data d --out o --num-frames 0", "num_frames is 0; it must be at least 1"),
+        ("train --config nowhere.yaml", "does not exist"),
+        ("predict c.safetensors", "missing: INPUTS"),
+        ("eval c.safetensors d", "options have names: --data d"),
+    ],
+)
+def test_wrong_usage(trained: Calls, line: str, says: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(line.split()) == 2
+    shown = capsys.readouterr()
+    assert says in shown.err
+    assert len(shown.err.splitlines()) <= 2
+    assert shown.out == ""
+    assert not trained
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("epoch: 3", "unknown field 'epoch' in --config; did you mean epochs?"),
+        ("epochs: abc", "--epochs: 'abc' is not a whole number"),
+        ("a: [", "not a YAML file of options"),
+        ("- a", "not a YAML file of options"),
+    ],
+)
+def test_wrong_config_file(
+    trained: Calls, text: str, says: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "c.yaml").write_text(text, encoding="utf-8")
+    assert cli.main(["train", "--data", "d", "--out", "o", "--config", str(tmp_path / "c.yaml")]) == 2
+    shown = capsys.readouterr().err
+    assert says in shown
+    assert len(shown.splitlines()) <= 2
+    assert not trained
+
+
+# --- failures ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "says"),
+    [
+        (CheckpointError("x.safetensors is empty"), 1, "error: x.safetensors is empty\n"),
+        (DecodeError("a/[red]x[/red] [link=y].mp4", "no video"), 1, "error: a/[red]x[/red] [link=y].mp4: no video\n"),
+        (PermissionError(13, "Permission denied", "out/x"), 1, "error: out/x: Permission denied\n"),
+        (KeyboardInterrupt(), 130, "interrupted"),
+        (
+            RuntimeError("odd\nthing"),
+            1,
+            "internal error: RuntimeError: odd (run again with --debug for the traceback)\n",
+        ),
+        (ValueError("odd"), 1, "internal error: ValueError: odd"),
+    ],
+)
+def test_failures_are_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], error: BaseException, code: int, says: str
+) -> None:
+    stand_in(monkeypatch, "vireo.predict", "predict_command", error)
+    assert cli.main(["predict", "x.safetensors", "a.mp4"]) == code
+    shown = capsys.readouterr()
+    assert says in shown.err
+    assert len(shown.err.splitlines()) == 1
+    assert "Traceback" not in shown.err
+
+
+def test_a_long_file_name_is_not_broken(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    name = "folder/" * 40 + "x.mp4"
+    stand_in(monkeypatch, "vireo.predict", "predict_command", DecodeError(name, "empty"))
+    cli.main(["predict", "x.safetensors", "a.mp4"])
+    assert name in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("place", [0, 1, 3])
+def test_debug_shows_the_traceback(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], place: int
+) -> None:
+    stand_in(monkeypatch, "vireo.predict", "predict_command", CheckpointError("bad"))
+    args = ["predict", "x.safetensors", "a.mp4"]
+    assert cli.main([*args[:place], "--debug", *args[place:]]) == 1
+    shown = capsys.readouterr().err
+    assert "Traceback" in shown
+    assert shown.endswith("error: bad\n")
+
+
+def test_train_interrupted_exits_130(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    stand_in(monkeypatch, "vireo.train", "train", Result(interrupted=True))
+    assert cli.main(["train", "--data", "d", "--out", "o", "--json"]) == 130
+    assert json.loads(capsys.readouterr().out)["best"] == "runs/x/best.safetensors"
+
+
+def test_a_closed_pipe_is_no_error() -> None:
+    command = f'"{sys.executable}" -m vireo train --help | head -n 1; echo "${{PIPESTATUS[0]}}"'
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout.startswith("usage:")
+    assert done.stderr == ""
+
+
+def test_bytes_that_are_no_text_in_a_file_name() -> None:
+    command = [sys.executable, "-m", "vireo", "train", b"clip\xff.mp4"]
+    done = subprocess.run(command, capture_output=True, timeout=60, check=False)
+    assert done.returncode == 2
+    assert b"unexpected argument" in done.stderr
+    assert b"Traceback" not in done.stderr
+
+
+# --- models -----------------------------------------------------------------------------------------
+
+
+def test_models_measures_one_network(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["models", "--temporal", "tei", "--backbone", "resnet50", "--json"]) == 0
+    shown = json.loads(capsys.readouterr().out)
+    [network] = shown["networks"]
+    assert network["parameters"] == 30_356_896
+    assert network["macs"] == pytest.approx(33e9, rel=0.01)
+    assert {"tsn", "tsm", "tei"} <= {module["name"] for module in shown["temporal"]}
+
+
+def test_models_lists_and_filters(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["models", "--filter", "MobileNetV2_0"]) == 0
+    shown = capsys.readouterr().out
+    assert "mobilenetv2_035" in shown
+    assert "resnet18" not in shown
+    assert "Temporal modules" in shown
+    assert cli.main(["models", "--filter", "zzz"]) == 2
+    assert cli.main(["models", "--temporal", "tie"]) == 2
+    assert "Did you mean 'tim' or 'tei'?" in capsys.readouterr().err

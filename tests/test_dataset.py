@@ -1,0 +1,201 @@
+"""Samples, batches and their order: repeatable whatever the workers, and no clip lost or replaced."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from vireo.config import AugmentConfig, ViewConfig
+from vireo.data.annotations import ClipTable, StringColumn, read_table
+from vireo.data.dataset import Batch, ClipDataset, EpochBatches, Failure, Sample, collate, make_loader
+from vireo.data.sampling import segment_indices
+from vireo.errors import UsageError
+
+from .video_tools import numbers_of, write_class_folders, write_video
+
+VIEW = ViewConfig(size=32, short_side=32)
+
+
+@pytest.fixture(scope="module")
+def table(tmp_path_factory: pytest.TempPathFactory) -> ClipTable:
+    """Five readable clips of two classes and one that is not a video."""
+    root = write_class_folders(tmp_path_factory.mktemp("clips"), {"a": 3, "b": 2}, frames=30)
+    (root / "b" / "bad.mp4").write_text("not a video")
+    return read_table(root)
+
+
+def training_set(table: ClipTable, seed: int = 0) -> ClipDataset:
+    return ClipDataset(table, VIEW, 4, AugmentConfig(color_jitter=0.2), flip=True, seed=seed)
+
+
+def test_a_sample_is_a_clip_its_label_and_its_row(table: ClipTable) -> None:
+    sample = ClipDataset(table, ViewConfig(size=48, short_side=48), 4)[0, 3]
+    assert isinstance(sample, Sample)
+    assert sample.clip.shape == (4, 3, 48, 48) and sample.clip.dtype == torch.uint8
+    assert (sample.label, sample.index) == (1, 3)
+
+
+def test_cuts_reach_the_decoder(tmp_path: Path) -> None:
+    path = str(write_video(tmp_path / "a.mp4", 50))
+    table = ClipTable(
+        paths=StringColumn([path] * 3),
+        labels=np.zeros(3, dtype=np.int64),
+        label_names=("a",),
+        starts=np.array([np.nan, 0.4, 1.0]),
+        ends=np.array([np.nan, 0.8, np.nan]),
+    )
+    # Frames of 64×48 without a resize; the numbers need the whole width.
+    dataset = ClipDataset(table, ViewConfig(size=48, short_side=48), 4)
+    from vireo.data.decode import read_frames  # the same cut, straight from the decoder
+
+    for index, (start, end, first, count) in enumerate([(None, None, 0, 50), (0.4, 0.8, 10, 10), (1.0, None, 25, 25)]):
+        frames = read_frames(path, lambda n: segment_indices(n, 4), start=start, end=end)
+        assert numbers_of(frames.data) == (first + segment_indices(count, 4)).tolist()
+        sample = dataset[0, index]
+        assert isinstance(sample, Sample) and torch.equal(sample.clip, frames.data[..., 8:56])
+
+
+def test_evaluation_ignores_seed_and_epoch(table: ClipTable) -> None:
+    first = ClipDataset(table, VIEW, 4, seed=0)[0, 0]
+    second = ClipDataset(table, VIEW, 4, seed=1)[5, 0]
+    assert torch.equal(first[0], second[0])  # type: ignore[arg-type]
+
+
+def test_randomness_depends_on_seed_epoch_and_index_alone(table: ClipTable) -> None:
+    def clip(seed: int, epoch: int, index: int) -> torch.Tensor:
+        sample = training_set(table, seed)[epoch, index]
+        assert isinstance(sample, Sample)
+        return sample.clip
+
+    first = clip(0, 0, 0)
+    torch.manual_seed(5)
+    np.random.seed(5)
+    assert torch.equal(first, clip(0, 0, 0))
+    assert not torch.equal(first, clip(1, 0, 0))
+    assert not torch.equal(first, clip(0, 1, 0))
+    assert not torch.equal(first, clip(0, 0, 1))  # the clips show the same pictures
+
+
+def test_a_clip_that_cannot_be_read_is_reported_and_not_replaced(table: ClipTable) -> None:
+    failure = training_set(table)[0, 5]
+    assert isinstance(failure, Failure)
+    assert failure.index == 5 and failure.path.endswith("bad.mp4") and "not a video" in failure.reason
+    batch = collate([training_set(table)[0, i] for i in (4, 5, 0)])
+    assert batch.indices.tolist() == [4, 0] and batch.labels.tolist() == [1, 0] and batch.failures == (failure,)
+    nothing = collate([failure])
+    assert len(nothing.clips) == len(nothing.labels) == 0 and nothing.failures == (failure,)
+
+
+def test_other_errors_are_not_swallowed(table: ClipTable) -> None:
+    dataset = training_set(table)
+    dataset.view = None  # type: ignore[assignment]  # a bug, not a bad file
+    with pytest.raises(AttributeError):
+        dataset[0, 0]
+    with pytest.raises(UsageError):
+        ClipDataset(table, VIEW, 0)
+
+
+def test_a_batch_folds_to_channels_last_without_a_copy(table: ClipTable) -> None:
+    batch = collate([training_set(table)[0, i] for i in range(3)])
+    assert batch.clips.shape == (3, 4, 3, 32, 32)
+    folded = batch.clips.flatten(0, 1)
+    assert folded.data_ptr() == batch.clips.data_ptr()
+    assert folded.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_batches_are_the_same_whatever_the_workers(table: ClipTable) -> None:
+    runs: list[list[Batch]] = []
+    state = torch.get_rng_state()
+    for workers in (0, 2):
+        batches = EpochBatches(len(table), 2, shuffle=True, seed=3)
+        loader = make_loader(training_set(table), batches, workers)
+        run: list[Batch] = []
+        for epoch in range(2):
+            batches.set_epoch(epoch)
+            run += list(loader)
+        runs.append(run)
+    assert torch.equal(state, torch.get_rng_state())  # loading draws nothing from the global generator
+    assert len(runs[0]) == len(runs[1]) == 6
+    for first, second in zip(*runs, strict=True):
+        assert torch.equal(first.clips, second.clips) and torch.equal(first.indices, second.indices)
+        assert second.clips.permute(0, 1, 3, 4, 2).is_contiguous()
+        assert list(first.failures) == list(second.failures)
+    assert not torch.equal(runs[0][0].clips, runs[0][3].clips)
+
+
+class _Interrupted(ClipDataset):
+    def __getitem__(self, key: tuple[int, int]) -> Sample | Failure:
+        os.kill(os.getpid(), signal.SIGINT)
+        return super().__getitem__(key)
+
+
+def test_workers_outlive_ctrl_c_and_start_after_the_network_has_run(table: ClipTable) -> None:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        torch.nn.functional.conv2d(torch.randn(4, 8, 64, 64), torch.randn(8, 8, 3, 3))  # threads that a fork lacks
+        loader = make_loader(_Interrupted(table, VIEW, 4), EpochBatches(len(table), 2, False, 0), 1)
+        assert sum(len(batch.indices) for batch in loader) == 5
+    finally:
+        torch.set_num_threads(threads)
+
+
+def rows(batches: EpochBatches) -> list[list[int]]:
+    return [[index for _, index in batch] for batch in batches]
+
+
+def test_order_depends_on_seed_and_epoch_alone() -> None:
+    batches = EpochBatches(100, 8, shuffle=True, seed=1)
+    first = rows(batches)
+    assert sorted(index for batch in first for index in batch) == list(range(100)) and len(first) == len(batches) == 13
+    assert rows(batches) == first == rows(EpochBatches(100, 8, shuffle=True, seed=1))
+    assert rows(EpochBatches(100, 8, shuffle=True, seed=2)) != first
+    batches.set_epoch(1)
+    assert rows(batches) != first
+    assert {epoch for batch in batches for epoch, _ in batch} == {1}
+    assert rows(EpochBatches(5, 2, shuffle=False, seed=1)) == [[0, 1], [2, 3], [4]]
+    assert rows(EpochBatches(5, 2, shuffle=False, seed=1, drop_last=True)) == [[0, 1], [2, 3]]
+    assert rows(EpochBatches(0, 2, shuffle=True, seed=1)) == []
+
+
+def test_an_epoch_can_begin_in_its_middle() -> None:
+    batches = EpochBatches(100, 8, shuffle=True, seed=1)
+    batches.set_epoch(4)
+    whole = rows(batches)
+    batches.set_epoch(4, start_batch=5)
+    assert rows(batches) == whole[5:] and len(batches) == 8 and batches.batches_per_epoch == 13
+    batches.set_epoch(4, start_batch=13)
+    assert rows(batches) == []
+    batches.set_epoch(5)
+    assert len(rows(batches)) == 13
+    for wrong in (14, -1):
+        with pytest.raises(UsageError):
+            batches.set_epoch(4, start_batch=wrong)
+
+
+@pytest.mark.parametrize("n", [0, 1, 7, 16, 100, 101])
+@pytest.mark.parametrize("processes", [1, 2, 3, 8])
+def test_processes_share_an_epoch_without_overlap(n: int, processes: int) -> None:
+    def parts(drop_last: bool) -> list[EpochBatches]:
+        return [EpochBatches(n, 4, True, 0, drop_last, rank=r, world_size=processes) for r in range(processes)]
+
+    seen = [index for part in parts(False) for batch in rows(part) for index in batch]
+    assert sorted(seen) == list(range(n))
+    assert all(len(rows(part)) == len(part) for part in parts(False))
+    assert max(map(len, parts(False))) - min(map(len, parts(False))) <= 1
+    full = [rows(part) for part in parts(True)]
+    assert {len(part) for part in full} == {n // (4 * processes)}
+    assert all(len(batch) == 4 for part in full for batch in part)
+    together = [index for part in full for batch in part for index in batch]
+    assert len(set(together)) == len(together)
+
+
+@pytest.mark.parametrize("wrong", [{"batch_size": 0}, {"n": -1}, {"rank": 1}, {"rank": -1}, {"world_size": 0}])
+def test_senseless_batches_are_refused(wrong: dict[str, int]) -> None:
+    with pytest.raises(UsageError):
+        EpochBatches(**({"n": 5, "batch_size": 2, "shuffle": True, "seed": 0} | wrong))  # type: ignore[arg-type]
