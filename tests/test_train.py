@@ -243,7 +243,7 @@ def test_in_another_thread_training_leaves_signals_alone(clips: Path, tmp_path: 
 
 def test_parameter_groups_are_those_of_tsn() -> None:
     model = create_model("tei", "resnet18", num_classes=5, num_frames=4)
-    optimizer = make_optimizer(model, OptimConfig(lr=0.1, weight_decay=0.01))
+    optimizer = make_optimizer(model, OptimConfig(lr=0.1, weight_decay=0.01, head_lr_scale=5))
     found = {id(p): (g["lr"] / 0.1, g["weight_decay"] / 0.01) for g in optimizer.param_groups for p in g["params"]}
     assert len(found) == sum(1 for _ in model.parameters())  # each in exactly one group
 

@@ -106,7 +106,7 @@ def demo(out: Path = Path("demo"), *, clips: int = 480, size: int = 96, epochs: 
             f"order benchmark: {clips} clips, {size}×{size}, seed {seed}; {epochs} epochs of "
             f"{demo_config('tei', data, out, epochs=epochs, seed=seed).backbone} from random weights",
             f"{platform.machine()}, {os.cpu_count()} cores; {time.monotonic() - began:.0f} s in all",
-            f"data {sections[0].evaluation.header['data_hash'][:16]}; decoder {sections[0].evaluation.header['decoder']}",
+            "data {data_hash:.16}; decoder {decoder}".format(**sections[0].evaluation.header),
         ),
     )
     console.rule()

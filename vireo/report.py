@@ -6,6 +6,7 @@ import base64
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
+from importlib import resources
 from pathlib import Path
 
 import numpy as np
@@ -56,33 +57,6 @@ class Strip:
     predictions: dict[str, Prediction]
 
 
-_STYLE = """
-:root { --ink:#1d2733; --muted:#66727f; --line:#e3e8ed; --accent:#0f7b8a; --good:#2c8a57; --bad:#c2503a; }
-* { box-sizing:border-box }
-body { margin:0; background:#f5f7f9; color:var(--ink); font:15px/1.55 system-ui,-apple-system,"Segoe UI",sans-serif }
-main { max-width:1060px; margin:0 auto; padding:40px 24px 64px }
-h1 { font-size:30px; line-height:1.2; margin:0 0 6px; letter-spacing:-.02em }
-h2 { font-size:19px; margin:40px 0 12px }
-p { margin:0 0 12px; max-width:74ch } .muted { color:var(--muted) }
-.cards { display:grid; grid-template-columns:repeat(auto-fit,minmax(280px,1fr)); gap:16px; margin:24px 0 }
-.card { background:#fff; border:1px solid var(--line); border-radius:12px; padding:20px 22px }
-.card .name { font-weight:650; font-size:16px } .card .big { font-size:44px; font-weight:680; letter-spacing:-.03em }
-.card.best .big { color:var(--accent) } .card .small { color:var(--muted); font-size:13.5px }
-.meter { position:relative; height:8px; background:#edf1f4; border-radius:4px; margin:8px 0 14px }
-.meter i { display:block; height:100%; border-radius:4px; background:#9aa7b4 } .best .meter i { background:var(--accent) }
-.meter b { position:absolute; top:-4px; width:2px; height:16px; background:var(--bad) }
-img { max-width:100%; display:block } figure { margin:0 }
-.strip { background:#fff; border:1px solid var(--line); border-radius:12px; padding:14px 18px; margin:0 0 14px }
-.frames { display:flex; gap:4px; margin:8px 0 10px } .frames img { flex:1 1 0; min-width:0; border-radius:5px }
-.tag { display:inline-block; border-radius:999px; padding:2px 11px; margin:0 8px 4px 0; font-size:13.5px; background:#eef2f5 }
-.tag.good { background:#e3f3ea; color:var(--good) } .tag.bad { background:#fbeae6; color:var(--bad) }
-table { border-collapse:collapse; width:100%; background:#fff; font-size:14px } th,td { padding:7px 12px; text-align:right;
- border-bottom:1px solid var(--line) } th:first-child,td:first-child { text-align:left } th { font-weight:600; color:var(--muted) }
-.scroll { border:1px solid var(--line); border-radius:12px; overflow-x:auto; background:#fff }
-code,pre { font:13.5px/1.5 ui-monospace,SFMono-Regular,Menlo,monospace }
-pre { background:#1d2733; color:#e8eef3; padding:16px 18px; border-radius:12px; overflow-x:auto }
-footer { margin-top:44px; color:var(--muted); font-size:13px; border-top:1px solid var(--line); padding-top:14px }
-"""
 
 
 def write_report(
@@ -136,10 +110,11 @@ def write_report(
         parts.append("<h2>Go on from here</h2><pre>" + escape("\n".join(commands)) + "</pre>")
     foot = "<br>".join(escape(line) for line in (*provenance, f"Vireo {vireo.__version__}"))
     parts.append(f"<footer>{foot}</footer>")
+    style = resources.files("vireo").joinpath("report.css").read_text("utf-8")
     page = (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width,initial-scale=1">'
-        f"<title>{escape(title)}</title><style>{_STYLE}</style></head><body><main>{''.join(parts)}</main></body></html>\n"
+        f"<title>{escape(title)}</title><style>{style}</style></head><body><main>{''.join(parts)}</main></body></html>\n"
     )
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -161,7 +136,8 @@ def _card(model: ModelSection, *, highlight: bool, ceiling: float | None) -> str
     failed = f", {e.header['failed']} failed" if e.header["failed"] else ""
     return (
         f'<div class="card{" best" if highlight else ""}"><div class="name">{escape(model.name)}</div>'
-        f'<div class="big">{100 * e.top1:.1f} %</div><div class="meter"><i style="width:{100 * e.top1:.1f}%"></i>{mark}</div>'
+        f'<div class="big">{100 * e.top1:.1f} %</div>'
+        f'<div class="meter"><i style="width:{100 * e.top1:.1f}%"></i>{mark}</div>'
         f'<div>{escape(model.about)}</div><div class="small">95 % interval {100 * low:.1f}–{100 * high:.1f} %, '
         f"{e.header['scored']} of {e.header['expected']} test clips scored{failed}; trained in "
         f"{model.seconds / 60:.1f} min</div></div>"

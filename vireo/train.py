@@ -35,7 +35,7 @@ from vireo.data.transforms import flip_allowed
 from vireo.devices import choose_precision
 from vireo.errors import TrainingError, UsageError
 from vireo.evaluate import Evaluation, measure, score_clips
-from vireo.model import Recognizer, create_model
+from vireo.model import Recognizer, from_config
 from vireo.optim import freeze_norms_but_first, lr_factor, make_optimizer, set_learning_rate, train_mode
 from vireo.progress import make_progress
 from vireo.runs import (
@@ -128,7 +128,7 @@ class Session:
 
         seed_everything(config.seed, verbose=False)
         self.fabric = make_fabric(config)
-        self.model = make_model(config, len(self.labels))
+        self.model = from_config(config, num_classes=len(self.labels), pretrained=config.pretrained)
         if config.partial_bn:
             freeze_norms_but_first(self.model)
         optimizer = make_optimizer(self.model, config)
@@ -289,20 +289,6 @@ class Session:
 
 
 # --- preparing ----------------------------------------------------------------------------------
-
-
-def make_model(config: TrainConfig, num_classes: int) -> Recognizer:
-    """The network that a config describes."""
-    return create_model(
-        config.temporal,
-        config.backbone,
-        num_classes=num_classes,
-        num_frames=config.num_frames,
-        pretrained=config.pretrained,
-        dropout=config.dropout,
-        backbone_options=config.backbone_options,
-        **config.temporal_options,
-    )
 
 
 def make_fabric(config: TrainConfig) -> Fabric:

@@ -1,0 +1,1 @@
+"""From files to batches: annotations, sampling, decoding, transforms, the generated benchmark."""
