@@ -68,7 +68,7 @@ def claim_folder(out: Path, *, resume: bool) -> None:
     """
     has_run = (out / RESUME).exists() or (out / LAST).exists()
     if has_run and not resume:
-        raise UsageError(f"{out} holds a run already; go on with --resume true, or choose another --out")
+        raise UsageError(f"{out} holds a run already; go on with --resume, or choose another --out")
     if resume and not (out / RESUME).exists():
         raise UsageError(f"{out} has no {RESUME} to go on from; start without --resume")
     try:

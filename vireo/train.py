@@ -344,7 +344,7 @@ def watch_workers(loader: Iterable[Batch]) -> Iterator[Batch]:
             raise
         raise TrainingError(
             f"A process that decodes videos died ({str(error).splitlines()[0]}); "
-            "go on with --resume true, with --workers 0 to see which clip it was"
+            "go on with --resume, with --workers 0 to see which clip it was"
         ) from error
 
 
@@ -387,7 +387,7 @@ def say_how_to_resume(console: Console, out: Path, place: Place) -> None:
     """After a signal: what is saved and the way to go on."""
     console.print(
         f"Stopped in epoch {place.epoch + 1} after {place.batch} batches; everything is saved in {escape(str(out))}.\n"
-        f"Go on with: vireo train --config {escape(str(out / 'config.yaml'))} --resume true",
+        f"Go on with: vireo train --config {escape(str(out / 'config.yaml'))} --resume",
         highlight=False,
     )
 
