@@ -17,6 +17,7 @@ import pytest
 from numpy.typing import NDArray
 
 from vireo.data import order
+from vireo.data.annotations import read_table, split_table
 from vireo.data.order import PAIRS, OrderConfig, make_order, render_scene
 from vireo.data.sampling import segment_indices
 from vireo.errors import StorageError, UnknownNameError, UsageError
@@ -283,6 +284,13 @@ def test_what_lies_beside_the_clips(folder, rows) -> None:
         assert {k: about[k] for k in ("label", "split", "group")} == {k: row[k] for k in ("label", "split", "group")}
         assert Path(row["path"]).parent.name == row["label"] and about["video"] == Path(row["path"]).name
     assert not list(folder.rglob("*.part"))
+
+
+def test_the_table_is_read_as_announced(folder, rows) -> None:
+    split = split_table(read_table(folder / "order.csv"), val_fraction=0.2, seed=0)
+    assert split.test is not None
+    for part, name in ((split.train, "train"), (split.val, "val"), (split.test, "test")):
+        assert sorted(Path(p) for p in part.paths) == sorted(folder / r["path"] for r in rows if r["split"] == name)
 
 
 def contents(folder: Path) -> dict[str, bytes]:

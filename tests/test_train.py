@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import errno
 import math
+import multiprocessing
 import os
 import shutil
 import signal
@@ -206,6 +207,27 @@ def test_a_loss_that_is_not_finite_names_the_clips(
     monkeypatch.setattr(vireo.train, "cross_entropy", lambda *_, **__: torch.tensor(math.nan, requires_grad=True))
     with pytest.raises(TrainingError, match=r"The loss is nan for the clips .*\.mp4"):
         train(config(clips, tmp_path / "run"), console=QUIET)
+
+
+def test_a_decoder_process_that_dies_is_a_clear_error_and_the_run_goes_on(
+    clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings, step, steps = config(clips, tmp_path / "run", workers=1, epochs=3), vireo.train.Session.step, 0
+
+    def kill_a_worker(self: vireo.train.Session, batch: object) -> None:
+        nonlocal steps
+        step(self, batch)  # type: ignore[arg-type]
+        steps += 1
+        if steps == 6:
+            multiprocessing.active_children()[0].kill()
+            time.sleep(0.2)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(vireo.train.Session, "step", kill_a_worker)
+        with pytest.raises(TrainingError, match="process that decodes videos died.*--resume"):
+            train(settings, console=QUIET)
+    resumed = train(replace(settings, resume=True), console=QUIET)
+    assert same(weights(resumed.last), weights(train(config(clips, tmp_path / "whole", epochs=3), console=QUIET).last))
 
 
 def test_a_full_disk_leaves_the_last_good_checkpoint(

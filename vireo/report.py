@@ -57,8 +57,6 @@ class Strip:
     predictions: dict[str, Prediction]
 
 
-
-
 def write_report(
     path: Path,
     *,

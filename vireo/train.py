@@ -95,7 +95,7 @@ def train(config: TrainConfig, *, console: Console | None = None) -> TrainResult
     with stop_signals() as stop_requested:
         session = Session(config, console)
         began = time.monotonic()
-        with make_progress() as bars:
+        with name_dead_workers(), make_progress() as bars:
             finished = session.run(bars, stop_requested)
     seconds, place, out = time.monotonic() - began, session.place, session.out
     if finished:
@@ -189,7 +189,7 @@ class Session:
         self.batches.set_epoch(place.epoch, start_batch=place.batch)
         train_mode(self.model, partial_bn=config.partial_bn)
         try:
-            for batch in watch_workers(self.train_loader):
+            for batch in self.train_loader:
                 place.note_failures(batch.failures)
                 if len(batch.labels):
                     set_learning_rate(self.optimizer, lr_factor(place.epoch + place.batch / steps, config))
@@ -236,7 +236,7 @@ class Session:
         task = bars.add_task("validate", total=len(self.split.val), note="")
         (scores,) = score_clips(
             self.kept,
-            watch_workers(self.val_loader),
+            self.val_loader,
             num_classes=len(self.labels),
             device=self.fabric.device,
             precision=self.fabric.autocast,
@@ -335,16 +335,20 @@ def make_loaders(
     )
 
 
-def watch_workers(loader: Iterable[Batch]) -> Iterator[Batch]:
-    """The loader's batches; a decoding process that dies becomes a clear error."""
+@contextmanager
+def name_dead_workers() -> Iterator[None]:
+    """Turn the death of a decoding process into a clear error.
+
+    torch raises it from a signal handler, so at any point of the loop, not only while waiting for a batch.
+    """
     try:
-        yield from loader
+        yield
     except RuntimeError as error:
         if "DataLoader worker" not in str(error):
             raise
         raise TrainingError(
-            f"A process that decodes videos died ({str(error).splitlines()[0]}); "
-            "go on with --resume, with --workers 0 to see which clip it was"
+            f"A process that decodes videos died ({str(error).splitlines()[0].rstrip(' .')}). What was saved is intact; "
+            "go on with --resume, and with --workers 0 if it happens again"
         ) from error
 
 

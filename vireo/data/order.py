@@ -8,6 +8,7 @@ docs/order.md has the argument step by step.
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import json
@@ -151,7 +152,7 @@ def make_order(
         _write(table, _csv(jobs).encode())
         _write(summary, _json({**about, "finished": True}))
     except OSError as error:
-        raise StorageError(f"{error.filename or out}: cannot write the clips: {error.strerror or error}") from error
+        raise StorageError(f"{error.filename or out}: cannot be made: {error.strerror or error}") from error
     return table
 
 
@@ -235,8 +236,8 @@ def _check_folder(out: Path, config: OrderConfig) -> bool:
 
 
 def _whole(path: Path) -> bool:
-    # Files appear under their names only when complete, so being there is enough.
-    return path.is_file()
+    # Files appear under their names only when complete; a crash of the whole machine can leave an empty one.
+    return path.is_file() and path.stat().st_size > 0
 
 
 def _json(content: Any) -> bytes:
@@ -249,8 +250,11 @@ def _write(path: Path, content: bytes) -> None:
     try:
         part.write_bytes(content)
         os.replace(part, path)
-    except BaseException:
-        part.unlink(missing_ok=True)
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            part.unlink()
+        if isinstance(error, OSError):
+            raise StorageError(f"{path}: cannot be written: {error.strerror or error}") from error
         raise
 
 
@@ -876,9 +880,9 @@ def _draw(
     iu, iv = u.astype(np.int32), v.astype(np.int32)
     fu, fv = (u - iu)[:, :, None], (v - iv)[:, :, None]
     flat, at = picture.reshape(-1, 4), iv * n + iu
-    top, low = flat[at], flat[at + n]
-    top += fu * (flat[at + 1] - top)
-    low += fu * (flat[at + n + 1] - low)
+    top, low = flat.take(at, 0), flat.take(at + n, 0)
+    top += fu * (flat.take(at + 1, 0) - top)
+    low += fu * (flat.take(at + n + 1, 0) - low)
     top += fv * (low - top)
     alpha = top[:, :, 3:]
     part = frame[y0:y1, x0:x1]
