@@ -56,7 +56,9 @@ def config(clips: Path, out: Path, **changes: object) -> TrainConfig:
         "epochs": 2,
         "workers": 0,
         "precision": "32-true",
+        "optimizer": "sgd",
         "lr": 0.02,
+        "warmup_epochs": 1.0,
         "color_jitter": 0.2,
     }
     return TrainConfig(**{**settings, **changes})  # type: ignore[arg-type]

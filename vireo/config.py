@@ -31,7 +31,7 @@ class ModelConfig:
     """2D backbone, a timm name; `vireo models` lists the families that are tested."""
     num_frames: int = 8
     """T, frames per clip."""
-    dropout: float = 0.5
+    dropout: float = 0.2
     """Probability of dropping a feature before the classifier."""
     temporal_options: dict[str, Any] = field(default_factory=dict)
     """Options of the temporal module, e.g. {"stages": [4, 5]}."""
@@ -77,8 +77,8 @@ class ViewConfig:
 class AugmentConfig:
     """How training clips are varied; the same for all frames of a clip."""
 
-    scales: tuple[float, ...] = (1.0, 0.875, 0.75, 0.66)
-    """Multi-scale crop: sides as fractions of the short side."""
+    scales: tuple[float, ...] = (1.0, 0.875)
+    """Multi-scale crop: sides as fractions of the short side. TSN and TSM: 1, 0.875, 0.75, 0.66."""
     flip: Literal["auto", "on", "off"] = "auto"
     """Horizontal flip, half of the clips. auto: off where label texts name a direction (left, clockwise, ...)."""
     color_jitter: float = 0.0
@@ -97,19 +97,19 @@ class AugmentConfig:
 class OptimConfig:
     """Optimizer and schedule."""
 
-    optimizer: Literal["sgd", "adamw"] = "sgd"
-    """sgd (momentum 0.9, the papers') or adamw."""
-    lr: float = 0.01
+    optimizer: Literal["sgd", "adamw"] = "adamw"
+    """adamw, or sgd with momentum 0.9 (the papers')."""
+    lr: float = 1e-3
     """Highest learning rate, for the batch size given."""
-    weight_decay: float = 5e-4
+    weight_decay: float = 0.05
     """Weight decay of convolution and linear weights (norms and biases have none)."""
-    head_lr_scale: float = 1.0
-    """Learning rate of the classifier's weights, times lr (their biases: twice that). TSN and TSM on ResNet-50: 5."""
+    head_lr_scale: float = 0.3
+    """Learning rate of the classifier's weights, times lr (their biases: twice that). TSN and TSM: 5."""
     schedule: Literal["cosine", "steps"] = "cosine"
     """cosine: down to 0; steps: ×0.1 after each of lr_steps."""
     lr_steps: tuple[float, ...] = (0.6, 0.8, 0.9)
     """Where the step schedule falls, as fractions of the epochs (the papers' 30, 40, 45 of 50)."""
-    warmup_epochs: float = 1.0
+    warmup_epochs: float = 2.0
     """Epochs of linear warm-up from a tenth of lr."""
     clip_grad: float = 20.0
     """Largest norm of all gradients together; 0 = no clipping."""

@@ -137,6 +137,7 @@ def demo_config(temporal: str, data: Path, out: Path, *, epochs: int, seed: int)
         lr=3e-3,
         weight_decay=0.05,
         head_lr_scale=1.0,
+        warmup_epochs=1.0,
         epochs=epochs,
         batch_size=8,  # small: learning order from nothing takes steps, some 500 before anything shows
         seed=seed,
