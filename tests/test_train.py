@@ -226,7 +226,7 @@ def test_a_decoder_process_that_dies_is_a_clear_error_and_the_run_goes_on(
 
     with monkeypatch.context() as patch:
         patch.setattr(vireo.train.Session, "step", kill_a_worker)
-        with pytest.raises(TrainingError, match="process that decodes videos died.*--resume"):
+        with pytest.raises(TrainingError, match=r"process that decodes videos died.*--resume"):
             train(settings, console=QUIET)
     resumed = train(replace(settings, resume=True), console=QUIET)
     assert same(weights(resumed.last), weights(train(config(clips, tmp_path / "whole", epochs=3), console=QUIET).last))

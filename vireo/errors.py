@@ -7,7 +7,8 @@ them without a traceback and exits with ``exit_code``.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 
@@ -81,3 +82,16 @@ class TrainingError(VireoError):
 
 class MissingDependencyError(VireoError):
     """An optional package is needed for this and is not installed; the message names the extra."""
+
+
+@contextmanager
+def writing(path: str | Path) -> Iterator[None]:
+    """Turn a failed write into an error that names the file.
+
+    Raises:
+        StorageError: the block raised an OSError.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise StorageError(f"{path}: could not be written: {error.strerror or error}") from error

@@ -31,7 +31,7 @@ from vireo.data.annotations import ClipTable, read_table, split_table
 from vireo.data.dataset import Batch, ClipDataset, EpochBatches, Failure, make_loader
 from vireo.data.decode import decoder_name
 from vireo.devices import choose_device
-from vireo.errors import DataError, UsageError
+from vireo.errors import DataError, UsageError, writing
 from vireo.model import Recognizer
 from vireo.runs import write_failures
 
@@ -388,10 +388,11 @@ def print_evaluation(evaluation: Evaluation, console: Console) -> None:
 
 def write_evaluation(evaluation: Evaluation, out: Path) -> dict[str, Path]:
     """Write ``evaluation.json``, ``per_class.csv``, ``confusion.png`` and, if any, ``failed.csv``."""
-    out.mkdir(parents=True, exist_ok=True)
     files = {"json": out / "evaluation.json", "per_class": out / "per_class.csv"}
-    files["json"].write_text(jsonlib.dumps(evaluation.as_dict(), indent=1, ensure_ascii=False) + "\n", "utf-8")
-    with files["per_class"].open("w", newline="", encoding="utf-8") as file:
+    with writing(files["json"]):
+        out.mkdir(parents=True, exist_ok=True)
+        files["json"].write_text(jsonlib.dumps(evaluation.as_dict(), indent=1, ensure_ascii=False) + "\n", "utf-8")
+    with writing(files["per_class"]), files["per_class"].open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(["label", "clips", "correct", "accuracy"])
         writer.writerows([c.label, c.clips, c.correct, c.accuracy] for c in evaluation.classes)

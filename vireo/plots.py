@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from vireo.errors import writing
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
@@ -110,7 +112,12 @@ def curves_png(runs: Mapping[str, Mapping[str, Sequence[float]]], *, epochs: int
 
 
 def write_png(path: Path, png: bytes) -> Path:
-    """Write a picture; returns its path."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(png)
+    """Write a picture; returns its path.
+
+    Raises:
+        StorageError: it could not be written.
+    """
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(png)
     return path

@@ -16,7 +16,7 @@ from torchvision.io import encode_jpeg
 
 import vireo
 from vireo import plots
-from vireo.errors import StorageError
+from vireo.errors import writing
 from vireo.evaluate import Evaluation
 from vireo.predict import Prediction
 
@@ -114,11 +114,9 @@ def write_report(
         '<meta name="viewport" content="width=device-width,initial-scale=1">'
         f"<title>{escape(title)}</title><style>{style}</style></head><body><main>{''.join(parts)}</main></body></html>\n"
     )
-    try:
+    with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(page, "utf-8")
-    except OSError as error:
-        raise StorageError(f"{path} cannot be written: {error.strerror}") from None
     return path
 
 

@@ -24,7 +24,7 @@ from vireo.config import TrainConfig, to_dict
 from vireo.data.annotations import Split
 from vireo.data.dataset import Failure
 from vireo.data.decode import decoder_name
-from vireo.errors import CheckpointError, StorageError, UsageError
+from vireo.errors import CheckpointError, UsageError, writing
 from vireo.model import Recognizer
 
 BEST, LAST, RESUME = "best.safetensors", "last.safetensors", "resume.safetensors"
@@ -71,10 +71,8 @@ def claim_folder(out: Path, *, resume: bool) -> None:
         raise UsageError(f"{out} holds a run already; go on with --resume, or choose another --out")
     if resume and not (out / RESUME).exists():
         raise UsageError(f"{out} has no {RESUME} to go on from; start without --resume")
-    try:
+    with writing(out):
         out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise StorageError(f"{out} cannot be made: {error.strerror}") from None
 
 
 def describe_run(config: TrainConfig, data_hash: str, device: torch.device, precision: str) -> dict[str, Any]:
@@ -94,15 +92,14 @@ def describe_run(config: TrainConfig, data_hash: str, device: torch.device, prec
 def write_config(out: Path, config: TrainConfig) -> None:
     """The settings as ``config.yaml``, which `vireo train --config` takes back."""
     path = out / "config.yaml"
-    try:
+    with writing(path):
         path.write_text(yaml.safe_dump(to_dict(replace(config, resume=False)), sort_keys=False), "utf-8")
-    except OSError as error:
-        raise StorageError(f"{path} cannot be written: {error.strerror}") from None
 
 
 def write_clips(out: Path, split: Split) -> None:
     """Which clip was in which part, as ``clips.csv``, which `vireo eval --data` takes."""
-    with (out / "clips.csv").open("w", newline="", encoding="utf-8") as file:
+    path = out / "clips.csv"
+    with writing(path), path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(["path", "label", "split", "start", "end"])
         for name, table in split._asdict().items():
@@ -114,7 +111,7 @@ def write_clips(out: Path, split: Split) -> None:
 
 def write_failures(path: Path, failures: Mapping[str, str]) -> Path:
     """Name the clips that could not be read, with the reasons, as CSV."""
-    with path.open("w", newline="", encoding="utf-8") as file:
+    with writing(path), path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(["path", "reason"])
         writer.writerows(failures.items())
@@ -131,7 +128,7 @@ class MetricsLog:
 
         self.path = out / "metrics.csv"
         rows = [row for row in read_metrics(out) if row["epoch"] <= keep_epochs] if keep_epochs else []
-        with self.path.open("w", newline="", encoding="utf-8") as file:
+        with writing(self.path), self.path.open("w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, self.COLUMNS)
             writer.writeheader()
             writer.writerows({k: "" if math.isnan(v) else v for k, v in row.items()} for row in rows)
@@ -139,11 +136,8 @@ class MetricsLog:
 
     def write(self, row: Mapping[str, float]) -> None:
         """Append one epoch; it is on disk when this returns."""
-        try:
-            with self.path.open("a", newline="", encoding="utf-8") as file:
-                csv.DictWriter(file, self.COLUMNS).writerow(row)
-        except OSError as error:
-            raise StorageError(f"{self.path} cannot be written: {error.strerror}") from None
+        with writing(self.path), self.path.open("a", newline="", encoding="utf-8") as file:
+            csv.DictWriter(file, self.COLUMNS).writerow(row)
         for name, value in row.items():
             if name != "epoch":
                 self.board.add_scalar(name, value, row["epoch"])

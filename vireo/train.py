@@ -13,7 +13,7 @@ import math
 import os
 import signal
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -347,8 +347,8 @@ def name_dead_workers() -> Iterator[None]:
         if "DataLoader worker" not in str(error):
             raise
         raise TrainingError(
-            f"A process that decodes videos died ({str(error).splitlines()[0].rstrip(' .')}). What was saved is intact; "
-            "go on with --resume, and with --workers 0 if it happens again"
+            f"A process that decodes videos died ({str(error).splitlines()[0].rstrip(' .')}). "
+            "What was saved is intact; go on with --resume, and with --workers 0 if it happens again"
         ) from error
 
 
