@@ -20,7 +20,7 @@ from vireo.config import TrainConfig
 from vireo.errors import UsageError, VireoError
 
 
-def demo(out: Path = Path("demo"), clips: int = 960, size: int = 72, epochs: int = 16, seed: int = 0) -> int:
+def demo(out: Path = Path("demo"), clips: int = 1440, size: int = 72, epochs: int = 12, seed: int = 0) -> int:
     """Everything once, small: make clips, train TSN and TEI, compare them, write a report.
 
     The clips differ only in the order of their frames, so a model that ignores order can't pass

@@ -35,7 +35,7 @@ MODELS = {
 }
 
 
-def demo(out: Path = Path("demo"), *, clips: int = 960, size: int = 72, epochs: int = 16, seed: int = 0) -> int:
+def demo(out: Path = Path("demo"), *, clips: int = 1440, size: int = 72, epochs: int = 12, seed: int = 0) -> int:
     """Run the demonstration; returns the exit code.
 
     Args:
@@ -49,7 +49,7 @@ def demo(out: Path = Path("demo"), *, clips: int = 960, size: int = 72, epochs: 
     claim(out)
 
     console.rule("[bold]1  Render the clips")
-    config = OrderConfig(clips=clips, size=size, seed=seed, pairs=PAIRS, val_fraction=0.05, test_fraction=0.2)
+    config = OrderConfig(clips=clips, size=size, seed=seed, pairs=PAIRS, val_fraction=0.05, test_fraction=0.15)
     with progress.bar("render", clips) as advance:
         done = 0
 
@@ -141,7 +141,7 @@ def demo_config(temporal: str, data: Path, out: Path, *, epochs: int, seed: int)
         epochs=epochs,
         batch_size=8,  # small: learning order from nothing takes steps, some 500 before anything shows
         seed=seed,
-        eval_every=4,
+        eval_every=2,
     )
 
 
