@@ -12,17 +12,23 @@ import torch
 from sklearn.metrics import balanced_accuracy_score, confusion_matrix, top_k_accuracy_score
 from torch import nn
 
+from vireo.checkpoint import Checkpoint
+from vireo.config import ViewConfig
+from vireo.data.annotations import read_table, split_table
 from vireo.data.dataset import Batch, Failure
 from vireo.errors import DataError, UsageError
 from vireo.evaluate import (
     Scores,
     choose_device,
+    choose_split,
+    evaluate,
     measure,
     score_clips,
     shuffled_order,
     wilson_interval,
     write_evaluation,
 )
+from vireo.model import create_model
 
 LABELS = tuple("abcdefg")
 
@@ -150,3 +156,40 @@ def test_unknown_device_is_a_usage_error() -> None:
     for device in ("gpu", "cuda:99"):
         with pytest.raises(UsageError, match="not available here"):
             choose_device(device)
+
+
+def test_the_part_that_training_drew_is_found_again(tmp_path) -> None:
+    rows = [f"v{i}.mp4,{'ab'[i % 2]},{'train' if i < 16 else 'test'}" for i in range(20)]
+    for i in range(20):
+        (tmp_path / f"v{i}.mp4").write_bytes(b"x")
+    (tmp_path / "d.csv").write_text("\n".join(["path,label,split", *rows]))
+    table = read_table(tmp_path / "d.csv")
+    parts = split_table(table, val_fraction=0.3, seed=5)
+    provenance = {"data_hash": table.digest(), "config": {"val_fraction": 0.3, "seed": 5}}
+    assert list(choose_split(table, "val", provenance)[0].paths) == list(parts.val.paths)
+    assert list(choose_split(table, "train", provenance)[0].paths) == list(parts.train.paths)
+    assert choose_split(table, "auto", provenance)[1] == "test"
+    with pytest.raises(DataError, match="'val'"):  # another model knows of no validation part
+        choose_split(table, "val", {})
+    assert len(choose_split(table, "test", {})[0]) == 4
+
+
+def test_the_data_hash_tells_splits_apart(tmp_path) -> None:
+    for i in range(4):
+        (tmp_path / f"v{i}.mp4").write_bytes(b"x")
+    digests = set()
+    for splits in (("train", "train", "test", "test"), ("test", "test", "train", "train")):
+        rows = [f"v{i}.mp4,{'ab'[i % 2]},{split}" for i, split in enumerate(splits)]
+        (tmp_path / "d.csv").write_text("\n".join(["path,label,split", *rows]))
+        digests.add(read_table(tmp_path / "d.csv").digest())
+    assert len(digests) == 2
+
+
+def test_a_table_with_other_labels_is_refused(tmp_path) -> None:
+    for i in range(4):
+        (tmp_path / f"v{i}.mp4").write_bytes(b"x")
+    (tmp_path / "d.csv").write_text("path,label\n" + "\n".join(f"v{i}.mp4,{'ab'[i % 2]}" for i in range(4)))
+    model = create_model("tsn", "resnet10t", num_classes=2, num_frames=2)
+    checkpoint = Checkpoint(model=model, labels=("b", "a"), view=ViewConfig(size=32))
+    with pytest.raises(DataError, match="order"):
+        evaluate(checkpoint, read_table(tmp_path / "d.csv"), workers=0)

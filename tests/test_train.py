@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import errno
+import importlib
 import math
 import multiprocessing
 import os
@@ -15,15 +16,16 @@ import threading
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import yaml
 from rich.console import Console
+from safetensors.torch import save_file
 from torch import nn
 
 import vireo.checkpoint
-import vireo.train
 from vireo.checkpoint import load_checkpoint, read_tensors
 from vireo.config import AugmentConfig, OptimConfig, TrainConfig, from_dict
 from vireo.data.order import OrderConfig, make_order
@@ -34,6 +36,7 @@ from vireo.runs import read_metrics
 from vireo.train import decide_flip, train
 
 QUIET = Console(quiet=True)
+training = importlib.import_module("vireo.train")  # `vireo.train` itself is the public function
 
 
 @pytest.fixture(scope="module")
@@ -74,16 +77,16 @@ def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
 
 def stop_after(monkeypatch: pytest.MonkeyPatch, steps: int, number: int = signal.SIGINT) -> None:
     """Send this process a signal during its n-th training step."""
-    done, step = 0, vireo.train.Session.step
+    done, step = 0, training.Session.step
 
-    def counted(self: vireo.train.Session, batch: object) -> None:
+    def counted(self: Any, batch: object) -> None:
         nonlocal done
         step(self, batch)  # type: ignore[arg-type]
         done += 1
         if done == steps:
             os.kill(os.getpid(), number)
 
-    monkeypatch.setattr(vireo.train.Session, "step", counted)
+    monkeypatch.setattr(training.Session, "step", counted)
 
 
 def test_a_run_leaves_a_folder_that_explains_itself(clips: Path, tmp_path: Path) -> None:
@@ -206,7 +209,7 @@ def test_no_readable_clip_ends_with_the_reason(clips: Path, tmp_path: Path) -> N
 def test_a_loss_that_is_not_finite_names_the_clips(
     clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(vireo.train, "cross_entropy", lambda *_, **__: torch.tensor(math.nan, requires_grad=True))
+    monkeypatch.setattr(training, "cross_entropy", lambda *_, **__: torch.tensor(math.nan, requires_grad=True))
     with pytest.raises(TrainingError, match=r"The loss is nan for the clips .*\.mp4"):
         train(config(clips, tmp_path / "run"), console=QUIET)
 
@@ -214,9 +217,9 @@ def test_a_loss_that_is_not_finite_names_the_clips(
 def test_a_decoder_process_that_dies_is_a_clear_error_and_the_run_goes_on(
     clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    settings, step, steps = config(clips, tmp_path / "run", workers=1, epochs=3), vireo.train.Session.step, 0
+    settings, step, steps = config(clips, tmp_path / "run", workers=1, epochs=3), training.Session.step, 0
 
-    def kill_a_worker(self: vireo.train.Session, batch: object) -> None:
+    def kill_a_worker(self: Any, batch: object) -> None:
         nonlocal steps
         step(self, batch)  # type: ignore[arg-type]
         steps += 1
@@ -225,7 +228,7 @@ def test_a_decoder_process_that_dies_is_a_clear_error_and_the_run_goes_on(
             time.sleep(0.2)
 
     with monkeypatch.context() as patch:
-        patch.setattr(vireo.train.Session, "step", kill_a_worker)
+        patch.setattr(training.Session, "step", kill_a_worker)
         with pytest.raises(TrainingError, match=r"process that decodes videos died.*--resume"):
             train(settings, console=QUIET)
     resumed = train(replace(settings, resume=True), console=QUIET)
@@ -240,7 +243,7 @@ def test_a_full_disk_leaves_the_last_good_checkpoint(
     def full_after_first_epoch(source: str, target: str) -> None:
         nonlocal saves
         saves += 1
-        if saves > 3:  # best, last and resume of the first epoch
+        if saves > 4:  # metrics.csv, and best, last and resume of the first epoch
             raise OSError(errno.ENOSPC, "No space left on device")
         replace_file(source, target)
 
@@ -329,3 +332,83 @@ def test_float16_on_a_processor_is_refused(clips: Path, tmp_path: Path) -> None:
         train(config(clips, tmp_path / "run", precision="16-mixed"), console=QUIET)
     with pytest.raises(UsageError, match="accelerator 'tpu"):
         train(config(clips, tmp_path / "run2", accelerator="tpux"), console=QUIET)
+
+
+def test_a_folder_with_other_files_is_refused_and_left_alone(clips: Path, tmp_path: Path) -> None:
+    mine = tmp_path / "clips.csv"
+    mine.write_text("my own list")
+    with pytest.raises(UsageError, match=r"not empty \(clips\.csv"):
+        train(config(clips, tmp_path), console=QUIET)
+    assert mine.read_text() == "my own list" and len(list(tmp_path.iterdir())) == 1
+
+
+def test_unreadable_validation_clips_do_not_cost_the_epoch(clips: Path, tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    shutil.copytree(clips.parent, data)
+    originals = {}
+    for row in csv.DictReader((data / "order.csv").open()):
+        if row["split"] == "val":
+            originals[data / row["path"]] = (data / row["path"]).read_bytes()
+            (data / row["path"]).write_bytes(b"nothing")
+    settings = config(data / "order.csv", tmp_path / "run", epochs=1)
+    with pytest.raises(DataError, match=r"None of \d+ clips could be scored"):
+        train(settings, console=QUIET)
+    assert (tmp_path / "run" / "failed.csv").exists()
+    for path, content in originals.items():
+        path.write_bytes(content)
+    resumed = train(replace(settings, resume=True), console=QUIET)  # goes straight to the validation
+    whole = train(config(clips, tmp_path / "whole", epochs=1), console=QUIET)
+    assert same(weights(resumed.best), weights(whole.best))
+
+
+def test_resuming_needs_no_pretrained_weights_and_keeps_their_mean(
+    clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start = tmp_path / "start.safetensors"
+    backbone = create_model("tsn", "resnet10t", num_classes=2, num_frames=4).backbone
+    save_file(
+        {k: v.contiguous() for k, v in backbone.state_dict().items()},
+        start,
+        metadata={"mean": "[0.4, 0.4, 0.4]", "std": "[0.3, 0.3, 0.3]"},
+    )
+    settings = config(clips, tmp_path / "run", pretrained=str(start))
+    with monkeypatch.context() as patch:
+        stop_after(patch, 3)
+        train(settings, console=QUIET)
+    whole = train(replace(settings, out=str(tmp_path / "whole")), console=QUIET)
+    start.unlink()
+    resumed = train(replace(settings, resume=True, pretrained=False), console=QUIET)
+    assert load_checkpoint(resumed.last).model.mean == pytest.approx((0.4, 0.4, 0.4))
+    assert same(weights(resumed.last), weights(whole.last))
+
+
+def test_gradients_that_are_not_finite_name_the_clips(
+    clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Explodes(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: object, x: torch.Tensor) -> torch.Tensor:
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx: object, grad: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
+            return grad * math.inf
+
+    loss = training.cross_entropy
+    monkeypatch.setattr(training, "cross_entropy", lambda *a, **k: Explodes.apply(loss(*a, **k)))
+    with pytest.raises(TrainingError, match=r"The gradients are (nan|inf) for the clips .*\.mp4"):
+        train(config(clips, tmp_path / "run"), console=QUIET)
+
+
+def test_two_unreadable_cuts_of_one_file_are_two(clips: Path, tmp_path: Path) -> None:
+    rows = list(csv.DictReader(clips.open()))
+    bad = tmp_path / "bad.mp4"
+    bad.write_bytes(b"nothing")
+    with (tmp_path / "cuts.csv").open("w") as file:
+        file.write("path,label,split,start,end\n")
+        for row in rows[:16]:
+            file.write(f"{clips.parent / row['path']},{row['label']},{'val' if row['split'] == 'val' else 'train'},,\n")
+        file.write(f"{bad},{rows[0]['label']},train,0,1\n{bad},{rows[0]['label']},train,1,2\n")
+    result = train(config(tmp_path / "cuts.csv", tmp_path / "run", epochs=1), console=QUIET)
+    assert load_checkpoint(result.last).provenance["failed_clips"] == 2
+    assert len(list(csv.DictReader((result.run / "failed.csv").open()))) == 2

@@ -144,7 +144,7 @@ class TrainConfig(ModelConfig, ViewConfig, AugmentConfig, OptimConfig):
     epochs: int = 20
     """Passes over the training clips."""
     batch_size: int = 8
-    """Clips per step and device."""
+    """Clips per step."""
     val_fraction: float = 0.2
     """Share of clips of each class set aside for validation, where the data names no split."""
     seed: int = 0
@@ -163,6 +163,8 @@ class TrainConfig(ModelConfig, ViewConfig, AugmentConfig, OptimConfig):
     def __post_init__(self) -> None:
         for part in (ModelConfig, ViewConfig, AugmentConfig, OptimConfig):
             part.__post_init__(self)
+        _check(self.seed >= 0, f"seed is {self.seed}; it can't be negative")
+        _check(self.pretrained != "", "pretrained is empty; give true, false or the path of a weights file")
         _check(self.epochs >= 1, f"epochs is {self.epochs}; it must be at least 1")
         _check(self.batch_size >= 1, f"batch_size is {self.batch_size}; it must be at least 1")
         _check(0 < self.val_fraction < 1, f"val_fraction is {self.val_fraction}; it must lie between 0 and 1")

@@ -59,6 +59,8 @@ def demo(out: Path = Path("demo"), *, clips: int = 1440, size: int = 72, epochs:
             done = now
 
         data = make_order(out / "data", config, progress=rendered)
+    for run in runs_in(out):  # only now: had the clips been of other settings, nothing would be lost
+        shutil.rmtree(run, ignore_errors=True)
     table = read_table(data)
     console.print(f"{len(table)} clips of {len(table.label_names)} actions in {time.monotonic() - began:.0f} s")
 
@@ -146,18 +148,28 @@ def demo_config(temporal: str, data: Path, out: Path, *, epochs: int, seed: int)
 
 
 def claim(out: Path) -> None:
-    """Clear what an earlier demonstration left in `out`, and nothing else.
+    """Check that `out` holds nothing but what an earlier demonstration left there.
 
     Raises:
-        UsageError: the folder holds something that no demonstration wrote.
+        UsageError: it holds something else.
     """
-    runs = [out / name.lower() for name in MODELS]
-    ours = {out / "data", out / "report.html", *(run for run in runs if (run / "config.yaml").exists())}
+    ours = {out / "data", out / "report.html", *(run for run in runs_in(out) if is_ours(run, out))}
     strange = sorted(p.name for p in set(out.iterdir()) - ours) if out.is_dir() else []
     if strange:
         raise UsageError(f"{out} holds other things ({', '.join(strange[:3])}); choose another folder with --out")
-    for run in runs:
-        shutil.rmtree(run, ignore_errors=True)
+
+
+def runs_in(out: Path) -> list[Path]:
+    """The folders of the demonstration's runs."""
+    return [out / name.lower() for name in MODELS]
+
+
+def is_ours(run: Path, out: Path) -> bool:
+    """Whether a run was trained on the demonstration's own clips."""
+    try:
+        return f"data: {out / 'data'}" in (run / "config.yaml").read_text("utf-8")
+    except (OSError, ValueError):
+        return False
 
 
 def make_strips(data: Path, checkpoints: dict[str, Checkpoint], pairs: int = 3) -> list[Strip]:

@@ -275,11 +275,18 @@ def evaluate(
     """
     if shuffle_frames < 0:
         raise UsageError(f"shuffle_frames is {shuffle_frames}; it must be 0 or the number of permutations")
+    if batch_size < 1 or seed < 0:
+        raise UsageError(f"batch_size is {batch_size} and seed is {seed}; at least 1 and at least 0 are needed")
     target = choose_device(device)
     if not isinstance(checkpoint, Checkpoint):
         checkpoint = load_checkpoint(checkpoint)
     model = checkpoint.model.to(target)
     table = data if isinstance(data, ClipTable) else read_table(data, label_names=checkpoint.labels)
+    if table.label_names != checkpoint.labels:
+        raise DataError(
+            "The table's label names, or their order, are not the model's; read it with "
+            "read_table(data, label_names=checkpoint.labels)"
+        )
     table, part = choose_split(table, split, checkpoint.provenance)
 
     header = {
@@ -288,6 +295,7 @@ def evaluate(
         "protocol": f"1x1-center: {model.num_frames} frames ({checkpoint.view.sampling}), "
         f"short side {checkpoint.view.resize_to}, centre crop {checkpoint.view.size}²",
         "decoder": decoder_name(),
+        "precision": "32-true",
         "seed": seed,
         "data_hash": table.digest(),
         "vireo": vireo.__version__,
@@ -321,19 +329,20 @@ def choose_split(table: ClipTable, split: str, provenance: dict[str, Any]) -> tu
         raise UsageError(f"split is {split!r}; use auto, train, val, test or all")
     if split == "all":
         return table, "all"
-    if table.splits is not None:
-        if split == "auto":
-            split = "test" if "test" in set(table.splits) else "val"
-        return table.in_split(split), split
-    if provenance.get("data_hash") == table.digest():
+    named = set(table.splits) if table.splits is not None else set()
+    trained_on = provenance.get("data_hash") == table.digest()
+    if split == "auto":
+        if not named and not trained_on:
+            return table, "all"
+        split = "test" if "test" in named else "val"
+    if trained_on:  # the parts that training used, also where it drew the validation part itself
         settings = provenance.get("config", {})
         parts = split_table(table, val_fraction=settings.get("val_fraction", 0.2), seed=settings.get("seed", 0))
-        if split in ("auto", "val"):
-            return parts.val, "val"
-        if split == "train":
-            return parts.train, "train"
-    elif split == "auto":
-        return table, "all"
+        part = parts._asdict()[split]
+        if part is not None:
+            return part, split
+    if named:
+        return table.in_split(split), split
     raise DataError(
         f"The data names no split and is not the list of clips the model was trained on, so it has no part "
         f"{split!r}; use --split all, or a CSV with a split column"
@@ -358,8 +367,9 @@ def print_evaluation(evaluation: Evaluation, console: Console) -> None:
         + (f"[red]{header['failed']} failed[/red]" if header["failed"] else "0 failed")
     )
     console.print(
-        f"[dim]{escape(header['protocol'])}\ndecoder {header['decoder']} · seed {header['seed']} · "
-        f"data {header['data_hash'][:12]}[/dim]"
+        f"[dim]{escape(header['protocol'])}, {header['precision']}\n"
+        f"decoder {header['decoder']} · seed {header['seed']} · data {header['data_hash']}[/dim]",
+        soft_wrap=True,
     )
     table = Table(box=None, padding=(0, 2, 0, 0), show_edge=False)
     for title in ("class", "clips", "correct", "accuracy"):
@@ -402,7 +412,7 @@ def write_evaluation(evaluation: Evaluation, out: Path) -> dict[str, Path]:
         out / "confusion.png", plots.confusion_png(evaluation.confusion, labels, title)
     )
     if evaluation.failures:
-        files["failed"] = write_failures(out / "failed.csv", {f.path: f.reason for f in evaluation.failures})
+        files["failed"] = write_failures(out / "failed.csv", [(f.path, f.reason) for f in evaluation.failures])
     return files
 
 
@@ -419,7 +429,7 @@ def evaluate_command(
     device: str = "auto",
     json: bool = False,
 ) -> int:
-    """What `vireo eval` does: evaluate, write the files (default: ``eval/`` beside the checkpoint), print."""
+    """What `vireo eval` does: evaluate, print, write the files (default: ``NAME.eval/`` beside the checkpoint)."""
     evaluation = evaluate(
         checkpoint,
         data,
@@ -430,11 +440,13 @@ def evaluate_command(
         seed=seed,
         device=device,
     )
-    files = write_evaluation(evaluation, out or Path(checkpoint).parent / "eval")
-    if json:
-        print(jsonlib.dumps(evaluation.as_dict(), ensure_ascii=False))
-        return 0
+    # First the result, then the files: a full disk must not take the figures along.
     console = Console()
-    print_evaluation(evaluation, console)
-    console.print(f"confusion matrix: {escape(str(files['confusion']))}", highlight=False)
+    if json:
+        print(jsonlib.dumps(evaluation.as_dict(), ensure_ascii=False), flush=True)
+    else:
+        print_evaluation(evaluation, console)
+    files = write_evaluation(evaluation, out or Path(checkpoint).with_suffix("").with_suffix(".eval"))
+    if not json:
+        console.print(f"confusion matrix: {escape(str(files['confusion']))}", highlight=False, soft_wrap=True)
     return 0

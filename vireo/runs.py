@@ -20,8 +20,8 @@ from torch import Tensor
 
 import vireo
 from vireo.checkpoint import read_tensors, write_tensors
-from vireo.config import TrainConfig, to_dict
-from vireo.data.annotations import Split
+from vireo.config import ModelConfig, TrainConfig, from_dict, to_dict
+from vireo.data.annotations import ClipTable, Split
 from vireo.data.dataset import Failure
 from vireo.data.decode import decoder_name
 from vireo.errors import CheckpointError, UsageError, writing
@@ -47,30 +47,40 @@ class Place:
     seen: int = 0
     """Clips seen in the epoch under way."""
     failures: dict[str, str] = field(default_factory=dict)
-    """Clips that could not be read: path → reason."""
+    """Clips that could not be read: path, with the cut if there is one → reason."""
 
     def next_epoch(self) -> None:
         """The epoch under way is complete."""
         self.epoch += 1
         self.batch, self.loss_sum, self.correct, self.seen = 0, 0.0, 0, 0
 
-    def note_failures(self, failures: Iterable[Failure]) -> None:
-        """Remember clips that could not be read."""
-        self.failures |= {failure.path: failure.reason for failure in failures}
+    def note_failures(self, failures: Iterable[Failure], table: ClipTable) -> None:
+        """Remember clips of the table that could not be read."""
+        for failure in failures:
+            record = table.record(failure.index)
+            whole = record.start is None and record.end is None
+            name = failure.path if whole else f"{failure.path} [{record.start}, {record.end}) s"
+            self.failures[name] = failure.reason
 
 
 def claim_folder(out: Path, *, resume: bool) -> None:
-    """Make the run's folder, or check that it is one we may go on in.
+    """Make the run's folder, or check that it is one we may write in.
 
     Raises:
-        UsageError: it holds a run and `resume` is off, or `resume` is on and it holds none.
+        UsageError: it holds a run and `resume` is off, `resume` is on and it holds none, or it holds
+            files that no run wrote.
         StorageError: it cannot be made.
     """
     has_run = (out / RESUME).exists() or (out / LAST).exists()
-    if has_run and not resume:
-        raise UsageError(f"{out} holds a run already; go on with --resume, or choose another --out")
     if resume and not (out / RESUME).exists():
         raise UsageError(f"{out} has no {RESUME} to go on from; start without --resume")
+    if has_run and not resume:
+        raise UsageError(f"{out} holds a run already; go on with --resume, or choose another --out")
+    if out.exists() and not resume:
+        found = {path.name for path in out.iterdir()} if out.is_dir() else {out.name}
+        begun = {"config.yaml", "clips.csv", "metrics.csv", "tensorboard"}  # a run that ended before its first save
+        if found and not (found <= begun and "tensorboard" in found):
+            raise UsageError(f"{out} is not empty ({sorted(found)[0]}, ...); choose another --out")
     with writing(out):
         out.mkdir(parents=True, exist_ok=True)
 
@@ -99,7 +109,7 @@ def write_config(out: Path, config: TrainConfig) -> None:
 def write_clips(out: Path, split: Split) -> None:
     """Which clip was in which part, as ``clips.csv``, which `vireo eval --data` takes."""
     path = out / "clips.csv"
-    with writing(path), path.open("w", newline="", encoding="utf-8") as file:
+    with writing(path), path.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
         writer = csv.writer(file)
         writer.writerow(["path", "label", "split", "start", "end"])
         for name, table in split._asdict().items():
@@ -109,12 +119,12 @@ def write_clips(out: Path, split: Split) -> None:
                 writer.writerow([os.path.abspath(record.path), table.label_names[record.label], name, *cut])
 
 
-def write_failures(path: Path, failures: Mapping[str, str]) -> Path:
+def write_failures(path: Path, failures: Iterable[tuple[str, str]]) -> Path:
     """Name the clips that could not be read, with the reasons, as CSV."""
-    with writing(path), path.open("w", newline="", encoding="utf-8") as file:
+    with writing(path), path.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
         writer = csv.writer(file)
         writer.writerow(["path", "reason"])
-        writer.writerows(failures.items())
+        writer.writerows(failures)
     return path
 
 
@@ -128,20 +138,28 @@ class MetricsLog:
 
         self.path = out / "metrics.csv"
         rows = [row for row in read_metrics(out) if row["epoch"] <= keep_epochs] if keep_epochs else []
-        with writing(self.path), self.path.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, self.COLUMNS)
-            writer.writeheader()
-            writer.writerows({k: "" if math.isnan(v) else v for k, v in row.items()} for row in rows)
-        self.board = SummaryWriter(str(out / "tensorboard"), purge_step=keep_epochs + 1)
+        temporary = out / ".metrics.csv.tmp"  # renamed when whole: a full disk must not cost the history
+        with writing(self.path):
+            with temporary.open("w", newline="", encoding="utf-8") as file:
+                writer = csv.DictWriter(file, self.COLUMNS)
+                writer.writeheader()
+                writer.writerows({k: "" if math.isnan(v) else v for k, v in row.items()} for row in rows)
+            temporary.replace(self.path)
+            self.board = SummaryWriter(str(out / "tensorboard"), purge_step=keep_epochs + 1)
 
     def write(self, row: Mapping[str, float]) -> None:
         """Append one epoch; it is on disk when this returns."""
-        with writing(self.path), self.path.open("a", newline="", encoding="utf-8") as file:
-            csv.DictWriter(file, self.COLUMNS).writerow(row)
-        for name, value in row.items():
-            if name != "epoch":
-                self.board.add_scalar(name, value, row["epoch"])
-        self.board.flush()
+        with writing(self.path):
+            with self.path.open("a", newline="", encoding="utf-8") as file:
+                csv.DictWriter(file, self.COLUMNS).writerow(row)
+            for name, value in row.items():
+                if name != "epoch":
+                    self.board.add_scalar(name, value, int(row["epoch"]))
+            self.board.flush()
+
+    def close(self) -> None:
+        """Close the TensorBoard file."""
+        self.board.close()
 
 
 def read_metrics(run: Path) -> list[dict[str, float]]:
@@ -174,24 +192,33 @@ def save_state(
     meta = {
         "place": vars(place),
         "config": to_dict(config),
+        "model": to_dict(model.config),  # complete, with the mean and deviation that the weights stated
         "data_hash": data_hash,
         "threads": torch.get_num_threads(),
     }
     write_tensors(path, tensors, meta)
 
 
-def load_state(
-    path: Path,
-    config: TrainConfig,
-    model: Recognizer,
-    optimizer: torch.optim.Optimizer,
-    ema: ModelEmaV3 | None,
-    data_hash: str,
-) -> Place:
-    """The inverse of :func:`save_state`.
+@dataclass(frozen=True, kw_only=True)
+class SavedState:
+    """What :func:`save_state` wrote, checked against the run that wants to go on."""
+
+    path: Path
+    tensors: dict[str, Tensor]
+    place: Place
+    model: ModelConfig
+    """The network, complete: resuming needs no pretrained weights."""
+
+    def under(self, prefix: str) -> dict[str, Tensor]:
+        """The tensors whose names begin with the prefix, without it."""
+        return {k.removeprefix(prefix): v for k, v in self.tensors.items() if k.startswith(prefix)}
+
+
+def read_state(path: Path, config: TrainConfig, data_hash: str) -> SavedState:
+    """Read the state of a run, and check that it is the run that `config` describes.
 
     Raises:
-        CheckpointError: damaged, or from a run whose network or optimizer differs.
+        CheckpointError: missing, damaged, or no such state.
         UsageError: the clips, or settings that matter, are not the run's.
     """
     tensors, meta = read_tensors(path)
@@ -209,23 +236,33 @@ def load_state(
             "results will differ in the last bits",
             file=sys.stderr,
         )
-
-    def under(prefix: str) -> dict[str, Tensor]:
-        return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
-
     try:
-        model.load_state_dict(under("model."))
+        return SavedState(
+            path=path, tensors=tensors, place=Place(**meta["place"]), model=from_dict(ModelConfig, meta["model"])
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{path} is not the state of a training run: {error}") from None
+
+
+def restore(state: SavedState, model: Recognizer, optimizer: torch.optim.Optimizer, ema: ModelEmaV3 | None) -> Place:
+    """Put the weights, the optimizer and the random state back; returns where the run stood.
+
+    Raises:
+        CheckpointError: from a run whose network or optimizer differs.
+    """
+    try:
+        model.load_state_dict(state.under("model."))
         if ema is not None:
-            ema.module.load_state_dict(under("ema."))
-        state = optimizer.state_dict()
-        state["state"] = {}
-        for key, value in under("optimizer.").items():
+            ema.module.load_state_dict(state.under("ema."))
+        slots = optimizer.state_dict()
+        slots["state"] = {}
+        for key, value in state.under("optimizer.").items():
             index, name = key.split(".", 1)
-            state["state"].setdefault(int(index), {})[name] = value
-        optimizer.load_state_dict(state)
-        torch.set_rng_state(tensors["random.cpu"])
-        if torch.cuda.is_available() and "random.cuda" in tensors:
-            torch.cuda.set_rng_state(tensors["random.cuda"])
-        return Place(**meta["place"])
+            slots["state"].setdefault(int(index), {})[name] = value
+        optimizer.load_state_dict(slots)
+        torch.set_rng_state(state.tensors["random.cpu"])
+        if torch.cuda.is_available() and "random.cuda" in state.tensors:
+            torch.cuda.set_rng_state(state.tensors["random.cuda"])
     except (KeyError, RuntimeError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{path} does not fit this run: {str(error).splitlines()[0]}") from None
+        raise CheckpointError(f"{state.path} does not fit this run: {str(error).splitlines()[0]}") from None
+    return state.place

@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 import math
 import os
+import shlex
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -46,7 +47,8 @@ from vireo.runs import (
     Place,
     claim_folder,
     describe_run,
-    load_state,
+    read_state,
+    restore,
     save_state,
     write_clips,
     write_config,
@@ -92,11 +94,11 @@ def train(config: TrainConfig, *, console: Console | None = None) -> TrainResult
         UsageError: the folder holds a run already and `resume` is off, or a setting is wrong.
     """
     console = console or Console()
-    with stop_signals() as stop_requested:
-        session = Session(config, console)
-        began = time.monotonic()
-        with name_dead_workers(), make_progress() as bars:
-            finished = session.run(bars, stop_requested)
+    session = Session(config, console)
+    began = time.monotonic()
+    with stop_signals() as stop_requested, name_dead_workers(), make_progress() as bars:
+        finished = session.run(bars, stop_requested)
+    session.log.close()
     seconds, place, out = time.monotonic() - began, session.place, session.out
     if finished:
         announce_end(console, out, place, seconds)
@@ -118,17 +120,20 @@ class Session:
 
     def __init__(self, config: TrainConfig, console: Console) -> None:
         self.config, self.console, self.out = config, console, Path(config.out)
-        claim_folder(self.out, resume=config.resume)
         table = read_table(config.data)
+        claim_folder(self.out, resume=config.resume)
         self.split = split_table(table, val_fraction=config.val_fraction, seed=config.seed)
         self.labels, self.data_hash = table.label_names, table.digest()
         flip, flip_reason = decide_flip(config, self.labels)
-        if not len(self.split.val):
-            raise UsageError("There is no clip to validate on; add clips, or rows with the split val")
+        state = read_state(self.out / RESUME, config, self.data_hash) if config.resume else None
 
         seed_everything(config.seed, verbose=False)
         self.fabric = make_fabric(config)
-        self.model = from_config(config, num_classes=len(self.labels), pretrained=config.pretrained)
+        self.model = from_config(
+            state.model if state else config,
+            num_classes=len(self.labels),
+            pretrained=False if state else config.pretrained,
+        )
         if config.partial_bn:
             freeze_norms_but_first(self.model)
         optimizer = make_optimizer(self.model, config)
@@ -136,7 +141,7 @@ class Session:
         self.ema = ModelEmaV3(self.model, decay=config.ema_decay) if config.ema_decay else None
         self.batches, self.train_loader, self.val_loader = make_loaders(config, self.split, flip)
         # Last of all, for it sets the random state that the first step draws from.
-        self.place = self.load_state() if config.resume else Place()
+        self.place = restore(state, self.model, self.optimizer, self.ema) if state else Place()
 
         self.provenance = describe_run(config, self.data_hash, self.fabric.device, self.fabric._precision.precision)
         write_config(self.out, config)
@@ -164,20 +169,29 @@ class Session:
                 "loss": place.loss_sum / place.seen,
                 "train_top1": place.correct / place.seen,
             }
-            place.next_epoch()
             better = False
-            if place.epoch % config.eval_every == 0 or place.epoch == config.epochs:
-                validation = self.validate(bars)
+            if (place.epoch + 1) % config.eval_every == 0 or place.epoch + 1 == config.epochs:
+                try:
+                    validation = self.validate(bars)
+                except BaseException:  # unreadable clips, a second Ctrl-C: the epoch's steps are not lost with it
+                    self.save(LAST)
+                    self.save_state()
+                    raise
                 row |= {"top1": validation.top1, "mean_class": validation.mean_class}
                 better = validation.top1 > place.best
                 place.best = max(place.best, validation.top1)
+            place.next_epoch()
             row["seconds"] = time.monotonic() - began
             if better:
                 self.save(BEST, val_top1=row["top1"])
             self.save(LAST, **({"val_top1": row["top1"]} if "top1" in row else {}))
+            self.log.write(
+                row
+            )  # before the state: a row that is there twice is dropped on resuming, a lost one is lost
             self.save_state()
-            self.log.write(row)
             self.console.print(epoch_line(row, config.epochs, better), highlight=False)
+            if stop_requested() and place.epoch < config.epochs:
+                return False
         return True
 
     def train_epoch(self, bars: Progress, stop_requested: StopRequested) -> bool:
@@ -190,7 +204,7 @@ class Session:
         train_mode(self.model, partial_bn=config.partial_bn)
         try:
             for batch in self.train_loader:
-                place.note_failures(batch.failures)
+                place.note_failures(batch.failures, self.split.train)
                 if len(batch.labels):
                     set_learning_rate(self.optimizer, lr_factor(place.epoch + place.batch / steps, config))
                     self.step(batch)
@@ -219,17 +233,27 @@ class Session:
         loss = cross_entropy(logits, labels, label_smoothing=self.config.label_smoothing)
         value = loss.item()
         if not math.isfinite(value):
-            names = ", ".join(self.split.train.record(int(i)).path for i in batch.indices[:8])
-            raise TrainingError(f"The loss is {value} for the clips {names}; lower lr, or use precision 32-true")
+            raise TrainingError(
+                f"The loss is {value} for the clips {self.names_of(batch)}; lower lr, or use precision 32-true"
+            )
         self.fabric.backward(loss)
         if self.config.clip_grad:
-            self.fabric.clip_gradients(self.net, self.optimizer, max_norm=self.config.clip_grad)
+            # float16 overflows now and then and its scaler skips the step; elsewhere infinite gradients are an end.
+            norm = self.fabric.clip_gradients(
+                self.net, self.optimizer, max_norm=self.config.clip_grad, error_if_nonfinite=False
+            )
+            if norm is not None and not norm.isfinite() and self.provenance["precision"] != "16-mixed":
+                raise TrainingError(f"The gradients are {float(norm)} for the clips {self.names_of(batch)}; lower lr")
         self.optimizer.step()
         if self.ema:
             self.ema.update(self.model)
         self.place.loss_sum += value * len(labels)
         self.place.correct += int((logits.argmax(1) == labels).sum())
         self.place.seen += len(labels)
+
+    def names_of(self, batch: Batch) -> str:
+        """The files of a batch of training clips, eight at most."""
+        return ", ".join(self.split.train.record(int(i)).path for i in batch.indices[:8])
 
     def validate(self, bars: Progress) -> Evaluation:
         """Accuracy on the validation part, in the run's precision."""
@@ -243,7 +267,7 @@ class Session:
             advance=lambda done: bars.update(task, advance=done),
         )
         bars.remove_task(task)
-        self.place.note_failures(scores.failures)
+        self.place.note_failures(scores.failures, self.split.val)
         return measure(scores, self.labels, {})
 
     def save(self, name: str, **results: float) -> None:
@@ -261,15 +285,11 @@ class Session:
             },
         )
         if self.place.failures:
-            write_failures(self.out / "failed.csv", self.place.failures)
+            write_failures(self.out / "failed.csv", self.place.failures.items())
 
     def save_state(self) -> None:
         """Write what the next step depends on."""
         save_state(self.out / RESUME, self.config, self.model, self.optimizer, self.ema, self.place, self.data_hash)
-
-    def load_state(self) -> Place:
-        """Take up what :meth:`save_state` wrote."""
-        return load_state(self.out / RESUME, self.config, self.model, self.optimizer, self.ema, self.data_hash)
 
     def announce(self, notes: Sequence[str], flip_reason: str) -> None:
         """What is about to happen, in a few lines."""
@@ -391,8 +411,9 @@ def say_how_to_resume(console: Console, out: Path, place: Place) -> None:
     """After a signal: what is saved and the way to go on."""
     console.print(
         f"Stopped in epoch {place.epoch + 1} after {place.batch} batches; everything is saved in {escape(str(out))}.\n"
-        f"Go on with: vireo train --config {escape(str(out / 'config.yaml'))} --resume",
+        f"Go on with: vireo train --config {escape(shlex.quote(str(out / 'config.yaml')))} --resume",
         highlight=False,
+        soft_wrap=True,
     )
 
 
@@ -400,9 +421,10 @@ def announce_end(console: Console, out: Path, place: Place, seconds: float) -> N
     """The result and where it is."""
     if place.failures:
         failed = escape(str(out / "failed.csv"))
-        console.print(f"[red]{len(place.failures)} clips could not be read[/red]; {failed} names them", highlight=False)
+        console.print(f"[red]{len(place.failures)} clips could not be read[/red]; {failed} names them", soft_wrap=True)
     console.print(
         f"best validation top-1 [bold]{100 * place.best:.1f} %[/bold] in {seconds / 60:.1f} min → "
         f"{escape(str(out / BEST))}",
         highlight=False,
+        soft_wrap=True,
     )

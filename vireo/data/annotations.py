@@ -177,19 +177,24 @@ class ClipTable:
         return self.select(chosen)
 
     def digest(self) -> str:
-        """16 hexadecimal digits that name this list: its files, cuts and labels, in any order.
+        """16 hexadecimal digits that name this list: its files, cuts, labels, splits and groups, in any order.
 
         Files count by their path below the deepest folder that holds them all, so the same list
         gives the same digest wherever the data lies; their content is not read.
         """
         paths = [Path(os.path.abspath(path)).as_posix() for path in self.paths]
         root = os.path.commonpath([os.path.dirname(path) for path in paths]) if paths else ""
-        rows = sorted(
-            "\0".join((path[len(root) :], self.label_names[label], repr(start), repr(end)))
-            for path, label, start, end in zip(
-                paths, self.labels.tolist(), self.starts.tolist(), self.ends.tolist(), strict=True
-            )
+        none = [""] * len(self)
+        columns = zip(
+            (path[len(root) :] for path in paths),
+            (self.label_names[label] for label in self.labels.tolist()),
+            map(repr, self.starts.tolist()),
+            map(repr, self.ends.tolist()),
+            none if self.splits is None else self.splits,
+            none if self.groups is None else self.groups,
+            strict=True,
         )
+        rows = sorted("\0".join(row) for row in columns)
         names = "\0".join(self.label_names)
         text = "\n".join((names, *rows))
         return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:16]
