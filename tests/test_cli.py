@@ -51,6 +51,14 @@ def stand_in(monkeypatch: pytest.MonkeyPatch, module: str, name: str, result: An
     return calls
 
 
+@pytest.fixture
+def checkpoints(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The current folder holds c.safetensors and x.safetensors, both empty."""
+    monkeypatch.chdir(tmp_path)
+    for name in "cx":
+        (tmp_path / f"{name}.safetensors").touch()
+
+
 @dataclasses.dataclass(frozen=True)
 class Result:
     best: Path = Path("runs/x/best.safetensors")
@@ -192,6 +200,7 @@ def test_a_run_s_own_config_is_accepted(trained: Calls, tmp_path: Path) -> None:
     assert config_of(trained) == config == from_dict(TrainConfig, yaml.safe_load(file.read_text(encoding="utf-8")))
 
 
+@pytest.mark.usefixtures("checkpoints")
 def test_eval_and_predict_hand_their_options_on(monkeypatch: pytest.MonkeyPatch) -> None:
     evaluated = stand_in(monkeypatch, "vireo.evaluate", "evaluate_command")
     assert cli.main(["eval", "c.safetensors", "--data", "d", "--shuffle-frames", "10", "--json"]) == 0
@@ -241,6 +250,10 @@ def test_verbs_agree_with_what_they_call(verb: str, module: str, function: str, 
         ("train --data d --out o --epochs 1.5", "--epochs: '1.5' is not a whole number"),
         ("train --data d --out o --epochs", "--epochs needs a value: N"),
         ("train --data d --out o --epochs --lr 1", "--epochs needs a value: N"),
+        ("train --data d --out o --pretrained=", "--pretrained is empty; it needs a value"),
+        ("train --data d --out=", "--out is empty; it needs a value: OUT"),
+        ("eval c.safetensors --data d", "c.safetensors does not exist"),
+        ("predict c.safetensors a.mp4", "c.safetensors does not exist"),
         ("train --data d --out o --optimizer sdg", "not one of sgd, adamw; did you mean sgd?"),
         ("train --data d --out o --scales 1,b", "--scales: 'b' is not a number"),
         ("train --data d --out o --resume=maybe", "--resume: 'maybe' is not true or false"),
@@ -298,6 +311,7 @@ def test_wrong_config_file(
         (ValueError("odd"), 1, "internal error: ValueError: odd"),
     ],
 )
+@pytest.mark.usefixtures("checkpoints")
 def test_failures_are_one_line(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], error: BaseException, code: int, says: str
 ) -> None:
@@ -309,6 +323,7 @@ def test_failures_are_one_line(
     assert "Traceback" not in shown.err
 
 
+@pytest.mark.usefixtures("checkpoints")
 def test_a_long_file_name_is_not_broken(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     name = "folder/" * 40 + "x.mp4"
     stand_in(monkeypatch, "vireo.predict", "predict_command", DecodeError(name, "empty"))
@@ -317,6 +332,7 @@ def test_a_long_file_name_is_not_broken(monkeypatch: pytest.MonkeyPatch, capsys:
 
 
 @pytest.mark.parametrize("place", [0, 1, 3])
+@pytest.mark.usefixtures("checkpoints")
 def test_debug_shows_the_traceback(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], place: int
 ) -> None:
@@ -361,6 +377,48 @@ def test_models_measures_one_network(capsys: pytest.CaptureFixture[str]) -> None
     assert {"tsn", "tsm", "tei"} <= {module["name"] for module in shown["temporal"]}
 
 
+def test_empty_arguments(trained: Calls, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    train = ["train", "--data", "d", "--out", "o"]
+    assert cli.main([*train, "--pretrained", ""]) == 2
+    assert "--pretrained is empty; it needs a value" in capsys.readouterr().err
+    assert cli.main(["predict", "", "x.mp4"]) == 2  # Path("") is the current folder
+    assert "an argument is empty" in capsys.readouterr().err
+    (tmp_path / "c.yaml").write_text("pretrained: ''", encoding="utf-8")
+    assert cli.main([*train, "--config", str(tmp_path / "c.yaml")]) == 2
+    assert "pretrained is empty" in capsys.readouterr().err
+    assert not trained
+
+
+def test_make_order_interrupted_says_how_to_go_on(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import vireo.data.order
+
+    made = vireo.data.order._make_scene
+
+    def interrupted(*args: Any) -> Any:
+        if list((tmp_path / "set").rglob("*.mp4")):
+            raise KeyboardInterrupt
+        return made(*args)
+
+    line = ["data", "make", "order", str(tmp_path / "set"), "--clips=6", "--size=32", "--pairs=push", "--workers=0"]
+    with monkeypatch.context() as patch:
+        patch.setattr(vireo.data.order, "_make_scene", interrupted)
+        assert cli.main(line) == 130
+    shown = capsys.readouterr()
+    assert f"{tmp_path / 'set'} holds 2 of 6 clips; the same command again completes the set" in shown.err
+    assert shown.out == ""
+    assert cli.main(line) == 0
+    assert len(list((tmp_path / "set").rglob("*.mp4"))) == 6
+
+
+def test_models_shows_no_option_that_does_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["models", "--backbone", "resnet10t", "--json"]) == 0
+    modules = {m["name"]: m["options"] for m in json.loads(capsys.readouterr().out)["temporal"]}
+    assert modules["tsn"] == {}
+    assert modules["tsm"]["stages"] == [2, 3, 4, 5]
+
+
 def test_models_lists_and_filters(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["models", "--filter", "MobileNetV2_0"]) == 0
     shown = capsys.readouterr().out
@@ -370,3 +428,5 @@ def test_models_lists_and_filters(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["models", "--filter", "zzz"]) == 2
     assert cli.main(["models", "--temporal", "tie"]) == 2
     assert "Did you mean 'tim' or 'tei'?" in capsys.readouterr().err
+    assert cli.main(["models", "--filter", "resnet", "--backbone", "resnet18"]) == 2
+    assert "--filter resnet and --backbone resnet18 exclude each other" in capsys.readouterr().err

@@ -129,7 +129,7 @@ def test_the_config_describes_the_model() -> None:
         ({"backbone": "resnet_18"}, UnknownNameError, "'resnet18'"),
         ({"stage": 3}, UsageError, "'stages'"),
         ({"stages": (2, 7)}, UsageError, "subset"),
-        ({"stages": 3}, UsageError, "subset"),
+        ({"stages": "3"}, UsageError, "subset"),
         ({"num_classes": 0}, UsageError, "num_classes"),
         ({"num_frames": 0}, UsageError, "num_frames"),
         ({"num_frames": 2.0}, UsageError, "num_frames"),

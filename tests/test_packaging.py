@@ -107,6 +107,21 @@ def test_importing_vireo_is_light() -> None:
     assert not {"torch", "timm", "av", "matplotlib"} & set(done.stdout.split())
 
 
+@pytest.mark.parametrize("before", ["vireo.report", "vireo.demo, vireo.train"])
+def test_public_functions_are_functions_whatever_was_imported_before(before: str) -> None:
+    code = (
+        f"import {before}; import vireo, inspect, types\n"
+        "for name in vireo.__all__: assert not isinstance(getattr(vireo, name), types.ModuleType), name\n"
+        "for name in ('train', 'evaluate', 'predict'): assert inspect.isfunction(getattr(vireo, name)), name\n"
+        "from vireo.predict import find_videos, predict\n"
+        "from vireo import progress, predict as public\n"
+        "assert public is predict is vireo.predict and isinstance(progress, types.ModuleType)\n"
+        "assert vireo.TrainConfig(data='d', out='o').epochs"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+
+
 def test_setup_refuses_a_python_out_of_range(tmp_path: Path) -> None:
     old = tmp_path / "python"
     old.write_text('#!/bin/sh\n[ "$1" = --version ] && echo Python 3.10.13 && exit 0\nexit 1\n', encoding="utf-8")

@@ -3,8 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
+import pty
+import re
+import subprocess
+import sys
+import warnings
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -15,6 +22,7 @@ from vireo.data.order import OrderConfig, make_order
 from vireo.errors import CheckpointError, DataError, DecodeError, UsageError
 from vireo.evaluate import clip_loader, evaluate, score_clips
 from vireo.model import create_model
+from vireo.plots import confusion_png, curves_png
 from vireo.predict import find_videos, predict, predict_command, predict_many
 from vireo.report import ModelSection, Strip, write_report
 
@@ -98,7 +106,7 @@ def test_a_file_that_fails_is_reported_and_the_rest_go_on(
 def test_what_is_not_a_checkpoint_or_a_video(data: Path, checkpoint: Path, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError):
         predict(read_table(data).record(0).path, read_table(data).record(0).path)
-    with pytest.raises(DataError, match="does not exist"):
+    with pytest.raises(UsageError, match=r"no\.mp4 does not exist; give videos"):
         find_videos([tmp_path / "no.mp4"])
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match="no video files"):
@@ -127,3 +135,107 @@ def test_the_report_is_self_contained_and_escapes_names(data: Path, checkpoint: 
     assert "http" not in page and "<script" not in page
     assert page.count("data:image/png") == 2 and page.count("data:image/jpeg") == 4
     assert f"{100 * found.top1:.1f} %" in page
+
+
+def test_folders_are_read_as_data_sets_are(tmp_path: Path) -> None:
+    names = ["clip_10.mp4", "clip_2.mp4", "._clip_2.mp4", ".trash/old.mp4", "deep/er/a.MOV", "notes.txt"]
+    for name in names:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    found = [str(path.relative_to(tmp_path)) for path in find_videos([tmp_path])]
+    assert found == ["clip_2.mp4", "clip_10.mp4", "deep/er/a.MOV"]
+
+
+# --- on a terminal ------------------------------------------------------------------------------------------
+
+
+def on_a_terminal(code: str, *, stdout: bool) -> tuple[str, str]:
+    """Run code with stderr, and stdout if asked, on a terminal: what the screen shows at last, and what stdout got."""
+    ours, theirs = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-c", code],
+        stdout=theirs if stdout else subprocess.PIPE,
+        stderr=theirs,
+        env={**os.environ, "TERM": "xterm", "COLUMNS": "80", "LINES": "24"},
+    )
+    os.close(theirs)
+    shown = b""
+    try:
+        while chunk := os.read(ours, 4096):
+            shown += chunk
+    except OSError:  # Linux's way to say that the other end is closed
+        pass
+    piped = process.stdout.read().decode() if process.stdout else ""
+    assert process.wait(60) == 0, shown
+    os.close(ours)
+    return screen(shown.decode()), piped
+
+
+def screen(shown: str) -> str:
+    """The text that stands on a terminal after these characters."""
+    lines, row, column = [""], 0, 0
+    for piece in re.findall(r"\x1b\[[?\d;]*[A-Za-z]|\r|\n|[^\x1b\r\n]+", shown):
+        if piece == "\r":
+            column = 0
+        elif piece == "\n":
+            row += 1
+            lines += [""] * (row + 1 - len(lines))
+        elif piece.startswith("\x1b"):
+            if piece.endswith("A"):
+                row -= int(piece[2:-1] or 1)
+            elif piece.endswith("K"):
+                lines[row] = ""
+        else:
+            lines[row] = lines[row][:column].ljust(column) + piece + lines[row][column + len(piece) :]
+            column += len(piece)
+    return "\n".join(line.rstrip() for line in lines).strip()
+
+
+LOOP = """
+import time
+from vireo import progress
+with progress.bar("work", 3) as advance:
+    for i in range(3):
+        time.sleep(0.15)
+        advance(1)
+        {say}
+"""
+
+
+def test_results_reach_a_pipe_while_a_bar_is_on_the_terminal() -> None:
+    for say in ("print(i, flush=True)", "advance.output.print(i)"):
+        shown, piped = on_a_terminal(LOOP.format(say=say), stdout=False)
+        assert piped.split() == ["0", "1", "2"]
+        assert shown == ""  # the bar has gone
+
+
+def test_the_bar_leaves_nothing_between_results_on_one_terminal() -> None:
+    for say in ("print('result', i)", "advance.output.print('result', i)", "advance.errors.print('result', i)"):
+        shown, _ = on_a_terminal(LOOP.format(say=say), stdout=True)
+        assert shown.split("\n") == ["result 0", "result 1", "result 2"]
+
+
+def test_predictions_as_json_reach_a_pipe(data: Path, checkpoint: Path, tmp_path: Path) -> None:
+    bad = tmp_path / "bad.mp4"
+    bad.write_bytes(b"no video")
+    files = [read_table(data).record(0).path, str(bad)]
+    code = f"from vireo.cli import main; assert main(['predict', {str(checkpoint)!r}, *{files!r}, '--json']) == 1"
+    shown, piped = on_a_terminal(code, stdout=False)
+    assert [json.loads(line)["path"] for line in piped.splitlines()] == files
+    assert shown == ""
+    shown, _ = on_a_terminal(code.replace(", '--json'", ""), stdout=True)
+    assert "work" not in shown and "predict " not in shown
+    assert shown.startswith(files[0][:80]) and "bad.mp4: " in shown
+
+
+# --- pictures -----------------------------------------------------------------------------------------------
+
+
+def test_names_in_pictures_are_no_formulas() -> None:
+    names = [r"a $\frac$ b", "c $_$", "日本"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        picture = confusion_png(np.eye(3, dtype=np.int64), names, title=names[0])
+        run = {"epoch": [1.0, 2.0], "loss": [1.0, 0.5], "top1": [0.1, 0.2]}
+        curves = curves_png(dict.fromkeys(names, run), epochs=2)
+    assert picture.startswith(b"\x89PNG") and curves.startswith(b"\x89PNG")

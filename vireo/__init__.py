@@ -1,17 +1,22 @@
 """Vireo recognises actions in video: any temporal module on any 2D backbone.
 
-Names load when they are first used, so ``import vireo`` costs nothing.
+Names load when they are first used, so ``import vireo`` costs nothing. ``vireo.train``,
+``vireo.evaluate`` and ``vireo.predict`` are the functions, whatever was imported before; what else is in
+the modules of those names comes by ``from vireo.predict import ...``.
 """
 
 from __future__ import annotations
 
 import importlib
+import sys
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from vireo.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+    from vireo.config import TrainConfig
     from vireo.errors import (
         CheckpointError,
         DataError,
@@ -28,9 +33,11 @@ if TYPE_CHECKING:
     from vireo.evaluate import evaluate
     from vireo.model import Outputs, Recognizer, create_model
     from vireo.predict import predict
+    from vireo.train import train
 
 _HOMES = {
     "vireo.checkpoint": ("Checkpoint", "load_checkpoint", "save_checkpoint"),
+    "vireo.config": ("TrainConfig",),
     "vireo.errors": (
         *("CheckpointError", "DataError", "DecodeError", "MissingDependencyError", "StorageError", "TrainingError"),
         *("UnknownNameError", "UnsupportedPairError", "UsageError", "VireoError", "WeightsError"),
@@ -38,6 +45,7 @@ _HOMES = {
     "vireo.evaluate": ("evaluate",),
     "vireo.model": ("Outputs", "Recognizer", "create_model"),
     "vireo.predict": ("predict",),
+    "vireo.train": ("train",),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
@@ -50,6 +58,7 @@ __all__ = [
     "Outputs",
     "Recognizer",
     "StorageError",
+    "TrainConfig",
     "TrainingError",
     "UnknownNameError",
     "UnsupportedPairError",
@@ -62,6 +71,7 @@ __all__ = [
     "load_checkpoint",
     "predict",
     "save_checkpoint",
+    "train",
 ]
 
 
@@ -76,3 +86,14 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted({*globals(), *_HOME_OF})
+
+
+class _Package(ModuleType):
+    """The package. The import system sets every imported submodule on it: not over a public name."""
+
+    def __setattr__(self, name: str, value: object) -> None:
+        if not (name in _HOME_OF and isinstance(value, ModuleType)):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package

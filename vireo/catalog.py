@@ -14,6 +14,7 @@ from rich.text import Text
 
 from vireo import progress
 from vireo.backbones import FAMILIES
+from vireo.contracts import TemporalModule
 from vireo.errors import UnsupportedPairError, UsageError
 from vireo.model import count_macs, count_parameters, create_model
 from vireo.temporal import temporal_modules
@@ -47,6 +48,8 @@ def show_models(
     families = {name: family.name for family in FAMILIES for name in family.examples}
     if temporal is not None:
         temporal_modules.get(temporal)
+    if text and backbone is not None:
+        raise UsageError(f"--filter {text} and --backbone {backbone} exclude each other: --backbone names the only one")
     names = [backbone] if backbone else [name for name in families if text.lower() in name.lower()]
     if not names:
         raise UsageError(f"no backbone in the list contains {text!r}; --backbone takes any timm name")
@@ -93,9 +96,9 @@ def describe_modules() -> list[dict[str, Any]]:
     ]
 
 
-def defaults(kind: type[Any]) -> dict[str, Any]:
-    """The options of a temporal module with their defaults."""
-    return {f.name: f.default for f in fields(kind) if f.default is not MISSING}
+def defaults(kind: type[TemporalModule]) -> dict[str, Any]:
+    """The options of a temporal module with their defaults; none for one that inserts nothing (its stages are idle)."""
+    return {f.name: f.default for f in fields(kind) if f.default is not MISSING and kind.anchor is not None}
 
 
 def print_modules(console: Console) -> None:
@@ -107,7 +110,7 @@ def print_modules(console: Console) -> None:
             f"{k}={','.join(map(str, v)) if isinstance(v, tuple) else v}" for k, v in module["options"].items()
         )
         about = Text(module["summary"])
-        about.append(f"\n{module['source']}\noptions: {options}", "dim")
+        about.append(f"\n{module['source']}\noptions: {options or 'none'}", "dim")
         table.add_row("", Text(module["name"], "cyan"), about)
     console.print(table)
 

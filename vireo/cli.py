@@ -125,7 +125,16 @@ def make_order(
             advance(done - shown)
             shown = done
 
-        path = render(dir, config, progress=show, workers=workers)
+        try:
+            path = render(dir, config, progress=show, workers=workers)
+        except KeyboardInterrupt:
+            advance.errors.print(
+                f"{dir} holds {shown} of {clips} clips; the same command again completes the set",
+                markup=False,
+                highlight=False,
+                soft_wrap=True,
+            )
+            raise
     if json:
         print(jsonlib.dumps({"csv": str(path), **asdict(config)}, ensure_ascii=False))
     else:
@@ -178,7 +187,7 @@ def evaluate(
     Args:
         checkpoint: A file that train wrote.
         data: A folder with one subfolder per class, or a CSV.
-        out: Folder for the confusion matrix and tables [eval/ beside the checkpoint].
+        out: Folder for the confusion matrix and tables [NAME.eval/ beside the checkpoint NAME.safetensors].
         split: train, val, test or all. auto: the test part if there is one, else what training set aside, else all.
         batch_size: Clips per step.
         workers: Processes that decode; -1 = one per core, at most 8; 0 = none.
@@ -191,6 +200,7 @@ def evaluate(
         vireo eval runs/gestures/best.safetensors --data clips/
         vireo eval runs/gestures/best.safetensors --data clips/ --shuffle-frames 10 --json
     """
+    existing(checkpoint)
     from vireo.evaluate import evaluate_command
 
     return evaluate_command(
@@ -221,6 +231,7 @@ def predict(checkpoint: Path, inputs: list[Path], *, top_k: int = 5, device: str
         vireo predict runs/gestures/best.safetensors clip.mp4
         vireo predict runs/gestures/best.safetensors videos/ --top-k 1 --json
     """
+    existing(checkpoint)
     from vireo.predict import predict_command
 
     return predict_command(checkpoint, inputs, top_k=top_k, device=device, json=json)
@@ -342,6 +353,16 @@ def show_verbs(words: Sequence[str]) -> None:
     show.print(Text("\nExamples" if not words else "\nExample", "bold"))
     for example in EXAMPLES if not words else [f"vireo {under(words)[0]} --help"]:
         show.print(Text(f"  {example}", "cyan"), soft_wrap=True)
+
+
+def existing(path: Path) -> None:
+    """Check, before anything heavy is imported, that what an argument names is there.
+
+    Raises:
+        UsageError: it is not.
+    """
+    if not path.exists():
+        raise UsageError(f"{path} does not exist")
 
 
 def say(message: str, style: str = "") -> None:

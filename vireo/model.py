@@ -125,8 +125,11 @@ class Recognizer(nn.Module):
             )
         if clips.dtype != torch.uint8 and not clips.is_floating_point():
             raise UsageError(f"Clips of dtype {clips.dtype}; this model takes uint8, or floating point in [0, 1].")
-        frames = fold_time(clips)
-        scale = self.scale / 255 if clips.dtype == torch.uint8 else self.scale
+        frames, scale = fold_time(clips), self.scale
+        if clips.dtype == torch.uint8:
+            scale = scale / 255
+        else:
+            frames = frames.to(scale.dtype)  # the model's own: float64 or float16 clips come from NumPy and elsewhere
         normalised = (frames * scale).add_(self.shift)
         features: Tensor = self.backbone(normalised.contiguous(memory_format=torch.channels_last))
         return features
@@ -182,6 +185,8 @@ def create_model(
     sites = choose_sites(module, temporal, backbone, publish_sites(network, geometry, num_frames))
 
     weights: Weights | None = None
+    if pretrained == "":
+        raise UsageError("pretrained is empty; it takes true, false or the path of a weights file")
     if pretrained is True:
         weights = fetch_weights(backbone, options)
     elif pretrained:

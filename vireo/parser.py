@@ -152,6 +152,8 @@ class Parser(ArgumentParser):
                     value = rest.pop(0)
                 else:
                     self.error(f"{kebab(given)} needs a value: {metavar(action)}")
+            if not value and action.default != "":
+                self.error(f"{kebab(given)} is empty; it needs a value: {metavar(action)}")
             if is_sequence(hint(action)) or (item and "," in value):
                 value = bracketed(value)
             (configs if name == "config" else named).append(f"--{name}{'.' + item if item else ''}={value}")
@@ -160,6 +162,8 @@ class Parser(ArgumentParser):
 
     def _check_loose(self, loose: Sequence[str]) -> None:
         wanted = self.positionals()
+        if "" in loose:
+            self.error("an argument is empty")
         if len(loose) > len(wanted) and not any(a.nargs == "+" for a in wanted):
             extra = loose[len(wanted)]
             required = [name for name, action in self.options().items() if action.required]

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import io
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,7 +31,9 @@ def _figure(width: float, height: float) -> Figure:
 
 def _png(figure: Figure) -> bytes:
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png")
+    with warnings.catch_warnings():  # labels in scripts that the font lacks: boxes in the picture say so
+        warnings.filterwarnings("ignore", message=r"Glyph .* missing from", category=UserWarning)
+        figure.savefig(buffer, format="png")
     return buffer.getvalue()
 
 
@@ -56,8 +59,9 @@ def confusion_png(confusion: NDArray[np.int64], labels: Sequence[str], title: st
     image = axes.imshow(share, cmap="GnBu", vmin=0, vmax=1)
     if count <= 40:
         names = [shorten(label) for label in labels]
-        axes.set_xticks(range(count), names, rotation=45, ha="right", rotation_mode="anchor", fontsize=8)
-        axes.set_yticks(range(count), names, fontsize=8)
+        plain: dict[str, Any] = {"fontsize": 8, "parse_math": False}  # a label with two dollar signs is no formula
+        axes.set_xticks(range(count), names, rotation=45, ha="right", rotation_mode="anchor", **plain)
+        axes.set_yticks(range(count), names, **plain)
         for row, column in zip(*np.nonzero(confusion), strict=True):
             axes.text(
                 column,
@@ -74,7 +78,7 @@ def confusion_png(confusion: NDArray[np.int64], labels: Sequence[str], title: st
     for spine in axes.spines.values():
         spine.set_color("#d5dbe1")
     if title:
-        axes.set_title(title, fontsize=10, color=INK)
+        axes.set_title(title, fontsize=10, color=INK, parse_math=False)
     bar = figure.colorbar(image, ax=axes, fraction=0.046, pad=0.03)
     bar.ax.set_yticks([0, 0.5, 1], ["0 %", "50 %", "100 %"], fontsize=8)
     bar.outline.set_visible(False)
@@ -107,7 +111,8 @@ def curves_png(runs: Mapping[str, Mapping[str, Sequence[float]]], *, epochs: int
         axes.spines[["left", "bottom"]].set_color("#d5dbe1")
     accuracy.set_ylim(0, 102)
     if len(runs) > 1:
-        accuracy.legend(frameon=False, fontsize=8)
+        for text in accuracy.legend(frameon=False, fontsize=8).get_texts():
+            text.set_parse_math(False)
     return _png(figure)
 
 

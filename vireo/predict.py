@@ -13,11 +13,12 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.markup import escape
+from rich.text import Text
 from torch import Tensor
 
 from vireo import progress
 from vireo.checkpoint import Checkpoint, load_checkpoint
-from vireo.data.annotations import is_video
+from vireo.data.annotations import videos_below
 from vireo.data.decode import read_frames
 from vireo.data.sampling import sample_indices
 from vireo.data.transforms import eval_transform
@@ -110,22 +111,25 @@ def _ready(checkpoint: Checkpoint | str | Path, device: str) -> tuple[Checkpoint
 
 
 def find_videos(inputs: Sequence[str | Path]) -> list[Path]:
-    """The files named, and all videos in the folders named, at any depth, in sorted order.
+    """The files named, and the videos in the folders named, at any depth, in natural order.
+
+    In folders, hidden files and folders are left out, as in a data set.
 
     Raises:
-        DataError: a path that does not exist, or a folder without videos.
+        UsageError: a path that does not exist.
+        DataError: a folder without videos.
     """
     found: list[Path] = []
     for item in map(Path, inputs):
         if item.is_dir():
-            inside = sorted(p for p in item.rglob("*") if is_video(p) and not p.is_dir())
+            inside, _ = videos_below(item)
             if not inside:
                 raise DataError(f"{item} holds no video files")
-            found += inside
+            found += map(Path, inside)
         elif item.exists():
             found.append(item)
         else:
-            raise DataError(f"{item} does not exist")
+            raise UsageError(f"{item} does not exist; give videos, or folders that hold some")
     return found
 
 
@@ -138,22 +142,22 @@ def predict_command(
     """
     videos = find_videos(inputs)
     loaded, _ = _ready(checkpoint, device)
-    console, failed = Console(), 0
+    failed = 0
     with progress.bar("predict", len(videos)) as advance:
         for video, result in zip(videos, predict_many(loaded, videos, top_k=top_k, device=device), strict=True):
             advance(1)
             if isinstance(result, DecodeError):
                 failed += 1
-                if json:
-                    print(jsonlib.dumps({"path": str(video), "error": result.reason}, ensure_ascii=False), flush=True)
-                else:
-                    Console(stderr=True).print(
-                        f"[red]failed[/red]  {escape(str(video))}: {escape(result.reason)}", highlight=False
-                    )
-            elif json:
-                print(jsonlib.dumps(result.as_dict(), ensure_ascii=False), flush=True)
+                line: dict[str, Any] = {"path": str(video), "error": result.reason}
             else:
-                print_prediction(result, console)
+                line = result.as_dict()
+            if json:
+                advance.output.print(Text(jsonlib.dumps(line, ensure_ascii=False)), soft_wrap=True)
+                advance.output.file.flush()
+            elif isinstance(result, DecodeError):
+                advance.errors.print(Text.assemble(("failed", "red"), f"  {video}: {result.reason}"), soft_wrap=True)
+            else:
+                print_prediction(result, advance.output)
     if failed and not json:
         print(f"{failed} of {len(videos)} files could not be read", file=sys.stderr)
     return 1 if failed else 0
@@ -161,7 +165,7 @@ def predict_command(
 
 def print_prediction(prediction: Prediction, console: Console) -> None:
     """The path, the label, and a bar for each of the most probable classes."""
-    console.print(f"[bold]{escape(prediction.path)}[/bold]", highlight=False)
+    console.print(f"[bold]{escape(prediction.path)}[/bold]", highlight=False, soft_wrap=True)
     width = max(len(label) for label, _ in prediction.top)
     for rank, (label, probability) in enumerate(prediction.top):
         style = "bold cyan" if rank == 0 else "dim"

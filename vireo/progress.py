@@ -1,12 +1,27 @@
-"""One look for every progress bar: what, how far, clips per second, time left. Always on stderr."""
+"""One look for every progress bar: what, how far, clips per second, time left. Always on stderr.
+
+While a bar lives on a terminal, lines for the same terminal must go through its console, or the bar is
+left standing between them; lines for a file or a pipe must not.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import os
+import sys
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+)
 from rich.text import Text
 
 
@@ -24,7 +39,8 @@ class RateColumn(ProgressColumn):
 
 
 def make_progress(unit: str = "clips") -> Progress:
-    """A rich progress display on stderr that leaves nothing behind when it ends."""
+    """A rich progress display on stderr that leaves nothing behind when it ends; nothing at all in a file or pipe."""
+    console = Console(stderr=True)
     return Progress(
         TextColumn("{task.description}"),
         BarColumn(bar_width=30),
@@ -32,14 +48,52 @@ def make_progress(unit: str = "clips") -> Progress:
         RateColumn(unit),
         TimeRemainingColumn(compact=True),
         TextColumn("{task.fields[note]}", style="dim"),
-        console=Console(stderr=True),
+        console=console,
         transient=True,
+        disable=not console.is_interactive,  # rich would end it with an empty line
+        redirect_stdout=_one_terminal(),
     )
 
 
+class Bar:
+    """A bar on the screen: a function to call with the number of items done since.
+
+    Attributes:
+        output: the console for results, while the bar lives: stdout.
+        errors: the console for complaints, while the bar lives: stderr.
+    """
+
+    def __init__(self, display: Progress, task: TaskID) -> None:
+        self._display, self._task = display, task
+        self.errors = display.console
+        self.output = output_beside(display)
+
+    def __call__(self, done: int) -> None:
+        """Advance the bar by so many items."""
+        self._display.update(self._task, advance=done)
+
+
 @contextmanager
-def bar(title: str, total: int, unit: str = "clips") -> Iterator[Callable[[int], None]]:
-    """A bar for one loop; yields the function to call with the number of items done since."""
+def bar(title: str, total: int, unit: str = "clips") -> Iterator[Bar]:
+    """A bar for one loop."""
     with make_progress(unit) as display:
-        task = display.add_task(title, total=total, note="")
-        yield lambda done: display.update(task, advance=done)
+        yield Bar(display, display.add_task(title, total=total, note=""))
+
+
+def output_beside(display: Progress) -> Console:
+    """The console for lines on stdout while a display lives."""
+    return display.console if _one_terminal() else Console()
+
+
+def console_beside(display: Progress, console: Console) -> Console:
+    """The console to use in place of `console` while a display lives: the display's, if both are on a terminal."""
+    both = console.is_terminal and display.console.is_terminal and not console.quiet
+    return display.console if both else console
+
+
+def _one_terminal() -> bool:
+    """Whether stdout and stderr are one and the same terminal."""
+    try:
+        return sys.stdout.isatty() and os.path.sameopenfile(sys.stdout.fileno(), sys.stderr.fileno())
+    except (OSError, ValueError, AttributeError):  # closed, or replaced by something that is no file
+        return False

@@ -38,7 +38,7 @@ from vireo.errors import TrainingError, UsageError
 from vireo.evaluate import Evaluation, measure, score_clips
 from vireo.model import Recognizer, from_config
 from vireo.optim import freeze_norms_but_first, lr_factor, make_optimizer, set_learning_rate, train_mode
-from vireo.progress import make_progress
+from vireo.progress import console_beside, make_progress
 from vireo.runs import (
     BEST,
     LAST,
@@ -97,6 +97,7 @@ def train(config: TrainConfig, *, console: Console | None = None) -> TrainResult
     session = Session(config, console)
     began = time.monotonic()
     with stop_signals() as stop_requested, name_dead_workers(), make_progress() as bars:
+        session.console = console_beside(bars, console)
         finished = session.run(bars, stop_requested)
     session.log.close()
     seconds, place, out = time.monotonic() - began, session.place, session.out

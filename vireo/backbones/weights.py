@@ -24,7 +24,7 @@ from timm.models import adapt_input_conv
 from torch import Tensor, nn
 
 from vireo.backbones.timm_sites import pretrained_config
-from vireo.errors import WeightsError
+from vireo.errors import UsageError, WeightsError
 
 REMEDY = "give a file instead: pretrained='weights.safetensors' (on the command line: --pretrained PATH)"
 
@@ -73,7 +73,9 @@ def read_weights(path: str | Path) -> Weights:
     """
     path = Path(path)
     if not path.exists():
-        raise WeightsError(f"{path}: no such file (pretrained takes true, false or the path of a weights file)")
+        error = WeightsError(f"{path}: no such file (pretrained takes true, false or the path of a weights file)")
+        error.exit_code = UsageError.exit_code  # a wrong argument, as a missing path is everywhere
+        raise error
     if not path.is_file():
         raise WeightsError(f"{path}: not a file; pretrained takes a .safetensors or .pth file")
     if path.suffix == ".safetensors":

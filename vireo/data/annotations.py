@@ -259,11 +259,11 @@ def _read_folder(root: Path, label_names: Sequence[str] | None) -> ClipTable:
             classes = [(c, root / s / c, split_of[s]) for s in top for c in _subfolders(root / s)]
         else:
             classes = [(name, root / name, None) for name in top]
-        found = [(label, split, *_videos(folder)) for label, folder, split in classes]
+        found = [(label, split, *videos_below(folder)) for label, folder, split in classes]
     except OSError as error:
         raise DataError(f"{error.filename or root} can't be read: {error.strerror}") from None
     if not classes:
-        loose = _videos(root)[0]
+        loose = videos_below(root)[0]
         where = f"{len(loose)} videos lie directly in {root}" if loose else f"{root} holds no subfolders"
         raise DataError(f"{where}; put the videos of each class into a subfolder named after it, or list them in a CSV")
     ignored = Counter[str]()
@@ -304,7 +304,7 @@ def _subfolders(folder: Path) -> list[str]:
         return natural_order(e.name for e in entries if not e.name.startswith(".") and e.is_dir())
 
 
-def _videos(folder: Path) -> tuple[list[str], Counter[str]]:
+def videos_below(folder: Path) -> tuple[list[str], Counter[str]]:
     """The videos in a folder at any depth, in natural order, and the endings of the other files.
 
     Whatever has a video's name and is no folder counts, broken links too: a clip that can't be read

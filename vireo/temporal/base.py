@@ -20,7 +20,7 @@ STAGES = (2, 3, 4, 5)
 
 
 def build_temporal(name: str, options: Mapping[str, Any]) -> TemporalModule:
-    """The temporal module called ``name`` with these options (lists count as tuples).
+    """The temporal module called ``name`` with these options (lists count as tuples, one stage as a tuple of it).
 
     Raises:
         UnknownNameError: no such module; the message suggests the nearest names.
@@ -36,7 +36,10 @@ def build_temporal(name: str, options: Mapping[str, Any]) -> TemporalModule:
                 + (f" Did you mean {near[0]!r}?" if near else "")
                 + f" Its options: {', '.join(known)}."
             )
-    return kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in options.items()})
+    given = {k: tuple(v) if isinstance(v, list) else v for k, v in options.items()}
+    if type(given.get("stages")) is int:
+        given["stages"] = (given["stages"],)
+    return kind(**given)
 
 
 def check_stages(stages: object) -> None:
