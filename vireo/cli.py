@@ -118,18 +118,11 @@ def make_order(
         clips=clips, size=size, seed=seed, pairs=pairs, val_fraction=val_fraction, test_fraction=test_fraction
     )
     with progress.bar("render", clips) as advance:
-        shown = 0
-
-        def show(done: int, total: int) -> None:
-            nonlocal shown
-            advance(done - shown)
-            shown = done
-
         try:
-            path = render(dir, config, progress=show, workers=workers)
+            path = render(dir, config, progress=advance.reach, workers=workers)
         except KeyboardInterrupt:
             advance.errors.print(
-                f"{dir} holds {shown} of {clips} clips; the same command again completes the set",
+                f"{dir} holds {advance.done} of {clips} clips; the same command again completes the set",
                 markup=False,
                 highlight=False,
                 soft_wrap=True,

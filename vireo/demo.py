@@ -51,14 +51,7 @@ def demo(out: Path = Path("demo"), *, clips: int = 1440, size: int = 72, epochs:
     console.rule("[bold]1  Render the clips")
     config = OrderConfig(clips=clips, size=size, seed=seed, pairs=PAIRS, val_fraction=0.05, test_fraction=0.15)
     with progress.bar("render", clips) as advance:
-        done = 0
-
-        def rendered(now: int, total: int) -> None:
-            nonlocal done
-            advance(now - done)
-            done = now
-
-        data = make_order(out / "data", config, progress=rendered)
+        data = make_order(out / "data", config, progress=advance.reach)
     for run in runs_in(out):  # only now: had the clips been of other settings, nothing would be lost
         shutil.rmtree(run, ignore_errors=True)
     table = read_table(data)

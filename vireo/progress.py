@@ -59,18 +59,25 @@ class Bar:
     """A bar on the screen: a function to call with the number of items done since.
 
     Attributes:
+        done: items done so far.
         output: the console for results, while the bar lives: stdout.
         errors: the console for complaints, while the bar lives: stderr.
     """
 
     def __init__(self, display: Progress, task: TaskID) -> None:
         self._display, self._task = display, task
+        self.done = 0
         self.errors = display.console
         self.output = output_beside(display)
 
     def __call__(self, done: int) -> None:
         """Advance the bar by so many items."""
-        self._display.update(self._task, advance=done)
+        self.reach(self.done + done)
+
+    def reach(self, done: int, total: int | None = None) -> None:
+        """Set the number of items done since the beginning, and of all if it has changed."""
+        self.done = done
+        self._display.update(self._task, completed=done, total=total)
 
 
 @contextmanager
