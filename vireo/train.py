@@ -186,9 +186,8 @@ class Session:
             if better:
                 self.save(BEST, val_top1=row["top1"])
             self.save(LAST, **({"val_top1": row["top1"]} if "top1" in row else {}))
-            self.log.write(
-                row
-            )  # before the state: a row that is there twice is dropped on resuming, a lost one is lost
+            # The log before the state: on resuming, a row of an epoch that is done again is dropped.
+            self.log.write(row)
             self.save_state()
             self.console.print(epoch_line(row, config.epochs, better), highlight=False)
             if stop_requested() and place.epoch < config.epochs:
