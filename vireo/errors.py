@@ -27,7 +27,7 @@ class UsageError(VireoError, ValueError):
 class UnknownNameError(UsageError):
     """A name that is not in a registry; the message suggests the nearest ones."""
 
-    def __init__(self, kind: str, name: str, known: Iterable[str], *, hint: str = "") -> None:
+    def __init__(self, kind: str, name: str, known: Iterable[str]) -> None:
         known = sorted(known)
         near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
         if near:
@@ -36,8 +36,7 @@ class UnknownNameError(UsageError):
             remedy = f"Known: {', '.join(known)}."
         else:
             remedy = "`vireo models` lists what there is."
-        super().__init__(f"Unknown {kind} {name!r}. {remedy}{' ' + hint if hint else ''}")
-        self.kind, self.name, self.suggestions = kind, name, tuple(near)
+        super().__init__(f"Unknown {kind} {name!r}. {remedy}")
 
 
 class UnsupportedPairError(UsageError):

@@ -68,7 +68,7 @@ class Bar:
         self._display, self._task = display, task
         self.done = 0
         self.errors = display.console
-        self.output = output_beside(display)
+        self.output = console_beside(display, Console())
 
     def __call__(self, done: int) -> None:
         """Advance the bar by so many items."""
@@ -87,15 +87,10 @@ def bar(title: str, total: int, unit: str = "clips") -> Iterator[Bar]:
         yield Bar(display, display.add_task(title, total=total, note=""))
 
 
-def output_beside(display: Progress) -> Console:
-    """The console for lines on stdout while a display lives."""
-    return display.console if _one_terminal() else Console()
-
-
 def console_beside(display: Progress, console: Console) -> Console:
-    """The console to use in place of `console` while a display lives: the display's, if both are on a terminal."""
-    both = console.is_terminal and display.console.is_terminal and not console.quiet
-    return display.console if both else console
+    """The console to use in place of `console` while a display lives: the display's, if both write to one terminal."""
+    shared = console.stderr or _one_terminal()
+    return display.console if shared and display.console.is_terminal and not console.quiet else console
 
 
 def _one_terminal() -> bool:

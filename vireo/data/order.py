@@ -355,7 +355,6 @@ class _Placed(NamedTuple):
     y: float
     half: float  # half the sprite's side
     angle: float = 0.0
-    squash: tuple[float, float] = (1.0, 1.0)  # along the sprite's own axes
     is_object: bool = True
 
 
@@ -404,7 +403,7 @@ def render_scene(pair: str, number: int, *, seed: int, size: int, calm: bool = F
         layers = [] if calm else [m(i) for m in movers]
         found: list[tuple[int, int, int, int]] = []
         for p in layers + actor(float(pace[i])):
-            box = _draw(frame, p.sprite, (p.x + dx) * size, (p.y + dy) * size, p.half * size, p.angle, p.squash)
+            box = _draw(frame, p.sprite, (p.x + dx) * size, (p.y + dy) * size, p.half * size, p.angle)
             if box and p.is_object:
                 found.append(box)
         edges = np.array(found)
@@ -856,7 +855,7 @@ def _shifted(world: Floats, x: float, y: float, size: int) -> Floats:
 
 
 def _draw(
-    frame: Floats, sprite: _Sprite, x: float, y: float, half: float, angle: float, squash: tuple[float, float] = (1, 1)
+    frame: Floats, sprite: _Sprite, x: float, y: float, half: float, angle: float
 ) -> tuple[int, int, int, int] | None:
     """Lay a sprite over a frame (S, S, 3), centre (x, y), half its side, all in pixels.
 
@@ -864,10 +863,10 @@ def _draw(
         The box x0, y0, x1, y1 of what is more than half opaque, or None where nothing shows.
     """
     height, width = frame.shape[:2]
-    c, s, (sx, sy) = math.cos(angle), math.sin(angle), squash
-    ex, ey = half * (abs(c) * sx + abs(s) * sy), half * (abs(s) * sx + abs(c) * sy)
-    x0, x1 = max(0, math.floor(x - ex)), min(width, math.ceil(x + ex))
-    y0, y1 = max(0, math.floor(y - ey)), min(height, math.ceil(y + ey))
+    c, s = math.cos(angle), math.sin(angle)
+    reach = half * (abs(c) + abs(s))  # of the turned square
+    x0, x1 = max(0, math.floor(x - reach)), min(width, math.ceil(x + reach))
+    y0, y1 = max(0, math.floor(y - reach)), min(height, math.ceil(y + reach))
     if x0 >= x1 or y0 >= y1:
         return None
     picture = next((p for p in sprite.levels if len(p) <= 3 * half), sprite.levels[-1])
@@ -875,8 +874,8 @@ def _draw(
     k = n / (2 * half)
     dx = (np.arange(x0, x1) + (0.5 - x)).astype(np.float32) * np.float32(k)
     dy = (np.arange(y0, y1) + (0.5 - y)).astype(np.float32)[:, None] * np.float32(k)
-    u = np.clip(np.float32(c / sx) * dx + np.float32(s / sx) * dy + np.float32((n - 1) / 2), 0, n - 1.001)
-    v = np.clip(np.float32(c / sy) * dy - np.float32(s / sy) * dx + np.float32((n - 1) / 2), 0, n - 1.001)
+    u = np.clip(np.float32(c) * dx + np.float32(s) * dy + np.float32((n - 1) / 2), 0, n - 1.001)
+    v = np.clip(np.float32(c) * dy - np.float32(s) * dx + np.float32((n - 1) / 2), 0, n - 1.001)
     iu, iv = u.astype(np.int32), v.astype(np.int32)
     fu, fv = (u - iu)[:, :, None], (v - iv)[:, :, None]
     flat, at = picture.reshape(-1, 4), iv * n + iu
