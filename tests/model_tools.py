@@ -9,14 +9,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vireo.backbones import FAMILIES
+from vireo.backbones import FAMILIES, build_backbone
 from vireo.model import Recognizer, create_model
 from vireo.temporal import temporal_modules
 
-MODULES = ("tsn", "tsm", "mem", "tim", "tei", "se_tim")
+MODULES = (
+    *("tsn", "tsm", "mem", "tim", "tei", "se_tim", "te", "fe", "tefe"),
+    *("mstsm", "tfdem", "mstsm_tfdem", "stfm", "twm", "stw", "kpsem", "tsm+tfdem"),
+)
 # The smallest backbone of each family, then what these lack: bottlenecks with squeeze-and-excitation
 # (RegNetY) and without, fused inverted residuals and plain convolutions.
 BACKBONES = (*(family.examples[0] for family in FAMILIES), "regnety_002", "test_resnet", "tf_efficientnetv2_b0")
+OPTIONS: dict[str, dict[str, Any]] = {"c2d_resnet50": {"layers": [1, 1, 1, 1]}}  # small ones, for speed
 SIZE = 64
 CLASSES = 5
 
@@ -25,17 +29,21 @@ def randomise(model: Recognizer, seed: int = 0) -> Recognizer:
     """Make every path of a fresh network count.
 
     timm starts the last norm of a residual block at 0 and ConvNeXt's layer scale at 1e-6, so that on a
-    fresh network a shift changes nothing and most gradients are zero: a test on it proves nothing.
+    fresh network a shift changes nothing and most gradients are zero; our own modules start as the identity
+    or as a plain shift. A test on such a network proves nothing.
     """
     generator = torch.Generator().manual_seed(seed)
+    plain = {name for name, _ in plain_backbone(model).named_parameters(prefix="backbone")}
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             leaf = name.rpartition(".")[2]
-            # (and SE's few hidden units are to be alive)
-            if (parameter.ndim == 1 and leaf in ("weight", "gamma")) or (".temporal." in name and leaf == "bias"):
+            ours = name not in plain
+            # (and the few hidden units behind a ReLU are to be alive)
+            if (parameter.ndim == 1 and leaf in ("weight", "gamma")) or (ours and leaf == "bias"):
                 parameter.uniform_(0.5, 1.5, generator=generator)
-            elif ".temporal." in name:  # gates away from 1/2, and a TIM that isn't a plain shift
-                parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=0.3)
+            elif ours:  # gates away from 1/2, a TIM that isn't a plain shift, an FE that isn't the plain convolution
+                spread = max(0.3 if parameter[0].numel() < 64 else 0.0, float(parameter[0].numel()) ** -0.5)
+                parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=spread)
         model.classifier.weight.normal_(generator=generator)
         model.classifier.bias.normal_(generator=generator)
     # Running statistics that fit the data, or activations fade or explode with depth.
@@ -50,10 +58,25 @@ def randomise(model: Recognizer, seed: int = 0) -> Recognizer:
     return model.eval()
 
 
+def plain_backbone(model: Recognizer) -> nn.Module:
+    """The backbone as it is without temporal modules, on the meta device."""
+    with torch.device("meta"):
+        return build_backbone(model.config.backbone, model.config.backbone_options, model.num_frames)
+
+
+def added_parameters(model: Recognizer) -> dict[str, nn.Parameter]:
+    """Parameters that the plain backbone and the classifier don't have."""
+    plain = {name for name, _ in plain_backbone(model).named_parameters(prefix="backbone")}
+    return {n: p for n, p in model.named_parameters() if n not in plain and not n.startswith("classifier.")}
+
+
 @cache
 def _template(temporal: str, backbone: str, frames: int) -> Recognizer:
     torch.manual_seed(0)
-    model = create_model(temporal, backbone, num_classes=CLASSES, num_frames=frames, dropout=0.0)
+    options = OPTIONS.get(backbone, {})
+    model = create_model(
+        temporal, backbone, num_classes=CLASSES, num_frames=frames, dropout=0.0, backbone_options=options
+    )
     return randomise(model)
 
 

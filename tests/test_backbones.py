@@ -14,8 +14,18 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from tests.model_tools import BACKBONES, clips, network
-from vireo.backbones import FAMILIES, build_backbone, fit_weights, measure, publish_sites, read_weights
+from tests.model_tools import BACKBONES, OPTIONS, clips, network
+from vireo.backbones import (
+    FAMILIES,
+    build_backbone,
+    fit_weights,
+    flow_of,
+    measure,
+    publish_sites,
+    read_weights,
+    run,
+)
+from vireo.backbones.timm_sites import OWN
 from vireo.config import ViewConfig
 from vireo.contracts import Anchor, Site
 from vireo.errors import UnknownNameError, UnsupportedPairError, UsageError, WeightsError
@@ -27,11 +37,11 @@ ROOT = Path(__file__).parents[1]
 
 
 def sites_of(name: str) -> tuple[nn.Module, tuple[Site, ...]]:
-    backbone = build_backbone(name, {})
-    return backbone, publish_sites(backbone, measure(backbone, name, 3), 8)
+    backbone = build_backbone(name, OPTIONS.get(name, {}), 8)
+    return backbone, publish_sites(backbone, measure(backbone, name, 3, 8))
 
 
-@pytest.mark.parametrize("name", [*BACKBONES, *MORE])
+@pytest.mark.parametrize("name", [name for name in (*BACKBONES, *MORE) if name != "mfnet"])
 def test_sites_state_the_features_that_pass_there(name: str) -> None:
     backbone, sites = sites_of(name)
     seen: dict[str, torch.Size] = {}
@@ -43,7 +53,7 @@ def test_sites_state_the_features_that_pass_there(name: str) -> None:
     ]
     size = 64
     with torch.no_grad():
-        backbone.eval()(torch.zeros(2, 3, size, size))
+        backbone.eval()(torch.zeros(8, 3, size, size))
     for hook in hooks:
         hook.remove()
     for site in sites:
@@ -55,7 +65,7 @@ def test_sites_state_the_features_that_pass_there(name: str) -> None:
             assert side == max(1, size >> site.stage), site
         if site.anchor == Anchor.BRANCH_IN:  # before the stride, if the block has one
             assert side in (max(1, size >> site.stage), size >> (site.stage - 1)), site
-        assert site.frames == 8
+        assert site.frames == shape[0] == (4 if name == "c2d_resnet50" and site.stage > 2 else 8)
     assert {site.stage for site in sites if site.anchor == Anchor.BRANCH_IN} >= {3, 4, 5}
     for anchor in (Anchor.BRANCH_IN, Anchor.SPATIAL, Anchor.PROJECT_IN):
         paths = [site.path for site in sites if site.anchor == anchor]
@@ -96,21 +106,49 @@ def test_universal_inverted_blocks_begin_where_their_first_convolution_is() -> N
 
 
 def test_every_named_example_exists() -> None:
-    assert all(timm.is_model(name) for family in FAMILIES for name in family.examples)
+    assert all(timm.is_model(name) or name in OWN for family in FAMILIES for name in family.examples)
 
 
 def test_an_unknown_backbone_is_answered_with_near_names() -> None:
     with pytest.raises(UnknownNameError, match="'resnet50'"):
-        build_backbone("resnet_50", {})
+        build_backbone("resnet_50", {}, 8)
 
 
 def test_an_unknown_pretrained_tag_or_option_is_a_usage_error() -> None:
     with pytest.raises(UsageError, match="tag"):
-        build_backbone("resnet50.nonsense", {})
+        build_backbone("resnet50.nonsense", {}, 8)
     with pytest.raises(UsageError, match="no_such_option"):
-        build_backbone("resnet18", {"no_such_option": 1})
+        build_backbone("resnet18", {"no_such_option": 1}, 8)
     with pytest.raises(UsageError, match="num_classes"):
-        build_backbone("resnet18", {"num_classes": 3})
+        build_backbone("resnet18", {"num_classes": 3}, 8)
+
+
+@pytest.mark.parametrize("name", BACKBONES)
+def test_running_part_by_part_is_running_at_once(name: str) -> None:
+    model = network("tsn", name)
+    network_of_images = model.backbone
+    geometry = measure(network_of_images, name, 3, model.num_frames)
+    images = model._images(clips(model, 2))
+    with torch.no_grad():
+        whole = network_of_images(images)
+        parts, tapped = run(network_of_images, images, flow_of(network_of_images), [t.path for t in geometry.taps])
+    assert torch.equal(whole, parts)
+    assert geometry.taps[0].anchor == Anchor.STEM_OUT and len(geometry.taps) >= 5
+    for tap, features in zip(geometry.taps, tapped, strict=True):
+        assert features.shape[1] == tap.channels and features.shape[-1] == 64 >> tap.stage
+        assert features.shape[0 if tap.layout == Layout.NT_C_H_W else 2] == tap.frames * (2 - (features.ndim - 4))
+
+
+def test_the_stride_in_the_1x1_convolution_is_an_option() -> None:
+    late, early = (
+        create_model("tsn", "resnet50", num_classes=2, num_frames=1, backbone_options={"stride_in_1x1": flag}).backbone
+        for flag in (False, True)
+    )
+    assert late.layer2[0].conv1.stride == (1, 1) and late.layer2[0].conv2.stride == (2, 2)
+    assert early.layer2[0].conv1.stride == (2, 2) and early.layer2[0].conv2.stride == (1, 1)
+    assert early.layer1[0].conv1.stride == (1, 1) and early.layer2[0].downsample[0].stride == (2, 2)
+    with pytest.raises(UsageError, match="bottlenecks"):
+        create_model("tsn", "resnet18", num_classes=2, backbone_options={"stride_in_1x1": True})
 
 
 def test_a_backbone_without_known_blocks_takes_tsn_only() -> None:
@@ -210,7 +248,7 @@ def test_missing_folder_or_unknown_kind(tmp_path: Path) -> None:
 
 
 def test_tensors_that_do_not_fit_are_named(source: nn.Module, tmp_path: Path) -> None:
-    backbone = build_backbone("resnet10t", {})
+    backbone = build_backbone("resnet10t", {}, 8)
     before = backbone.conv1[0].weight.clone()
     state = dict(source.state_dict())
     del state["layer1.0.conv1.weight"]
@@ -244,7 +282,7 @@ def test_fine_tuning_from_a_checkpoint_keeps_backbone_and_temporal_weights(tmp_p
     own, old = model.backbone.state_dict(), trained.backbone.state_dict()
     assert all(torch.equal(own[k], old[k]) for k in old)
     assert create_model("tsm", "resnet10t", num_classes=2, pretrained=path).sites  # takes the backbone alone
-    with pytest.raises(WeightsError, match="another temporal module"):
+    with pytest.raises(WeightsError, match=r"'tei' on 'resnet10t'; that does not fit 'tim'"):
         create_model("tim", "resnet10t", num_classes=2, pretrained=path)
 
 

@@ -427,6 +427,6 @@ def test_models_lists_and_filters(capsys: pytest.CaptureFixture[str]) -> None:
     assert "Temporal modules" in shown
     assert cli.main(["models", "--filter", "zzz"]) == 2
     assert cli.main(["models", "--temporal", "tie"]) == 2
-    assert "Did you mean 'tim' or 'tei'?" in capsys.readouterr().err
+    assert "Did you mean 'tim' or 'tei'" in capsys.readouterr().err
     assert cli.main(["models", "--filter", "resnet", "--backbone", "resnet18"]) == 2
     assert "--filter resnet and --backbone resnet18 exclude each other" in capsys.readouterr().err

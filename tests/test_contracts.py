@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from tests.model_tools import (
     BACKBONES,
     MODULES,
+    added_parameters,
     assert_batch_size_is_irrelevant,
     assert_clips_stay_apart,
     assert_every_parameter_counts,
@@ -101,7 +102,7 @@ def test_a_deep_copy_has_temporal_modules_of_its_own(temporal: str, backbone: st
         before = model(x)
         average = copy.deepcopy(model)  # as a moving average of weights is made
         assert torch.equal(average(x), before)
-        inserted = [p for n, p in average.named_parameters() if ".temporal." in n]
+        inserted = list(added_parameters(average).values())
         for parameter in inserted:
             parameter.mul_(0.5)
         if inserted:
@@ -189,7 +190,7 @@ def recipe_of(module: type[nn.Module]) -> type[TemporalModule]:
     @dataclass(frozen=True, kw_only=True)
     class Planted(TemporalModule):
         def insert(self, site: Site, leaf: nn.Module) -> nn.Module:
-            return prepend(leaf, module())
+            return prepend(site, leaf, module())
 
     return Planted
 

@@ -17,7 +17,7 @@ from vireo.backbones import FAMILIES
 from vireo.contracts import TemporalModule
 from vireo.errors import UnsupportedPairError, UsageError
 from vireo.model import count_macs, count_parameters, create_model
-from vireo.temporal import temporal_modules
+from vireo.temporal import build_temporal, temporal_modules
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +47,7 @@ def show_models(
         raise UsageError("num_classes and num_frames must be at least 1, size at least 32 pixels")
     families = {name: family.name for family in FAMILIES for name in family.examples}
     if temporal is not None:
-        temporal_modules.get(temporal)
+        build_temporal(temporal, {})
     if text and backbone is not None:
         raise UsageError(f"--filter {text} and --backbone {backbone} exclude each other: --backbone names the only one")
     names = [backbone] if backbone else [name for name in families if text.lower() in name.lower()]
@@ -97,8 +97,9 @@ def describe_modules() -> list[dict[str, Any]]:
 
 
 def defaults(kind: type[TemporalModule]) -> dict[str, Any]:
-    """The options of a temporal module with their defaults; none for one that inserts nothing (its stages are idle)."""
-    return {f.name: f.default for f in fields(kind) if f.default is not MISSING and kind.anchor is not None}
+    """The options of a temporal module with their defaults; `stages` is idle for one that inserts nothing."""
+    idle = ("stages",) if kind.anchor is None else ()
+    return {f.name: f.default for f in fields(kind) if f.default is not MISSING and f.name not in idle}
 
 
 def print_modules(console: Console) -> None:

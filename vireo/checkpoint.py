@@ -24,9 +24,10 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from vireo.backbones import name_faults
 from vireo.config import ModelConfig, ViewConfig, from_dict, to_dict
 from vireo.errors import CheckpointError, StorageError, UsageError, VireoError
-from vireo.model import Recognizer, from_config
+from vireo.model import Recognizer, from_config, to_channels_last
 
 FORMAT = 1
 _KEY = "vireo"
@@ -101,7 +102,7 @@ def load_checkpoint(path: str | Path, *, device: str | torch.device = "cpu") -> 
         what = f"no {error}" if isinstance(error, KeyError) else str(error)
         raise CheckpointError(f"{path}: its description of the model can't be used: {what}") from error
     _fill(path, model, tensors)
-    model = model.to(device=device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]  # stubs
+    model = to_channels_last(model, device).eval()
     return Checkpoint(model=model, labels=labels, view=view, provenance=provenance)
 
 
@@ -181,16 +182,9 @@ def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def _fill(path: Path, model: Recognizer, tensors: Mapping[str, Tensor]) -> None:
     own = model.state_dict()
-    faults = [f"{name} is missing" for name in own if name not in tensors]
-    faults += [f"{name} is left over" for name in tensors if name not in own]
-    faults += [
-        f"{name} is {tuple(tensors[name].shape)} instead of {tuple(own[name].shape)}"
-        for name in own
-        if name in tensors and tensors[name].shape != own[name].shape
-    ]
+    faults = name_faults(own, tensors)
     if faults:
-        more = f" and {len(faults) - 3} more" if len(faults) > 3 else ""
-        raise CheckpointError(f"{path}: its tensors don't fit its model: {'; '.join(faults[:3])}{more}")
+        raise CheckpointError(f"{path}: its tensors don't fit its model: {faults}")
     model.load_state_dict(dict(tensors))
 
 

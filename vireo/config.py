@@ -26,11 +26,15 @@ class ModelConfig:
     """Which network: a temporal module on a 2D backbone."""
 
     temporal: str = "tei"
-    """Temporal module; `vireo models` lists them."""
+    """Temporal module, or several joined by +, e.g. tsm+tfdem; `vireo models` lists them."""
     backbone: str = "mobilenetv2_100"
     """2D backbone, a timm name; `vireo models` lists the families that are tested."""
     num_frames: int = 8
     """T, frames per clip."""
+    modality: Literal["rgb", "flow"] = "rgb"
+    """rgb: frames; flow: stacked optical flow, the horizontal and vertical part of flow_fields successive fields."""
+    flow_fields: int = 5
+    """Flow fields stacked at each of the T positions: 2 × flow_fields input channels."""
     dropout: float = 0.2
     """Probability of dropping a feature before the classifier."""
     temporal_options: dict[str, Any] = field(default_factory=dict)
@@ -41,8 +45,12 @@ class ModelConfig:
     """Channel means of the input, of [0, 1]; none: those that the pretrained weights (or timm) state."""
     std: tuple[float, ...] | None = None
     """Channel deviations of the input, of [0, 1]; none: those that the pretrained weights (or timm) state."""
+    pruned: dict[str, Any] = field(default_factory=dict, metadata={"hidden": True})
+    """What `vireo prune` took away, by site: kept outputs and merged inputs. Not for writing by hand."""
 
     def __post_init__(self) -> None:
+        _check(self.modality in ("rgb", "flow"), f"modality is {self.modality!r}; use rgb or flow")
+        _check(1 <= self.flow_fields <= 64, f"flow_fields is {self.flow_fields}; it must be from 1 to 64")
         _check(self.std is None or all(s > 0 for s in self.std), f"std is {self.std}; each must be positive")
         _check(self.num_frames >= 1, f"num_frames is {self.num_frames}; it must be at least 1")
         _check(0 <= self.dropout < 1, f"dropout is {self.dropout}; it must be in [0, 1)")
@@ -141,6 +149,8 @@ class TrainConfig(ModelConfig, ViewConfig, AugmentConfig, OptimConfig):
     """Folder of the run: checkpoints, logs, config.yaml. Made if missing."""
     pretrained: bool | str = True
     """true: timm's weights from the hub; a path: a .safetensors or .pth file; false: start from random weights."""
+    init: str = ""
+    """A Vireo checkpoint to start from: its network (module, backbone, options, frames, pruning) and all weights."""
     epochs: int = 20
     """Passes over the training clips."""
     batch_size: int = 8

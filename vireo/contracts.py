@@ -3,23 +3,28 @@
 A backbone adapter *publishes sites*: places in its residual blocks, described by facts. A temporal
 module *names the anchor it wants* and makes, for each site, the map of features that goes there.
 ``vireo.model`` brings the two together after pretrained weights are loaded, so that no weight of the
-backbone is ever renamed.
+backbone is ever renamed. A module may also read a *tap*, the output of the stem or of a stage, through a
+`Branch`: a path beside the backbone whose features join the classifier's, or which has scores of its own.
 
     x ──┬─► conv1 ─► conv2 ─► conv3 ──(+)──►      a bottleneck block
         │   ▲        ▲   ▲    ▲        │
         │   branch_in│ spatial project_in
         │        spatial_in            │
         └──────────────────────────────┘
+
+    stem ─► stage 2 ─► … ─► stage 5 ─► pool ─► classifier ─► logits
+        └─ stem_out   └─ stage_out              ▲ features    ▲ logits of a branch
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from enum import StrEnum
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
-from torch import nn
+from torch import Tensor, nn
 
 from vireo.shapes import Layout
 
@@ -79,15 +84,56 @@ class Site:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TemporalModule(ABC):
+class Tap:
+    """An output of the backbone that a branch can read, published by a backbone adapter."""
+
+    path: str
+    """Submodule whose output it is, e.g. ``maxpool`` or ``layer3``."""
+    anchor: Anchor
+    """``stem_out`` or ``stage_out``."""
+    channels: int
+    frames: int
+    """T of this output (3D backbones may have pooled time)."""
+    stage: int
+    """log2 of the output's stride: 2 is 56² of 224²."""
+    layout: Layout = Layout.NT_C_H_W
+
+
+class BranchOutputs(NamedTuple):
+    """What a branch gives, for N clips."""
+
+    features: Tensor | None = None
+    """(N, D): features that join the classifier's input."""
+    logits: Tensor | None = None
+    """(N, K): scores that are added to the main path's and have a loss of their own."""
+    visuals: dict[str, Tensor] | None = None
+    """Pictures of what it does, by name; None unless asked for."""
+
+
+class Branch(nn.Module, ABC):
+    """A path beside the backbone. A part that depends on the classes is a child called ``classifier``."""
+
+    def __init__(self, tap: Tap, *, features: int = 0) -> None:
+        super().__init__()
+        self.tap = tap
+        self.features = features
+        """D, width of the features that join the classifier's; 0 for a branch with scores."""
+
+    @abstractmethod
+    def forward(self, tapped: Tensor, visuals: bool = False) -> BranchOutputs:
+        """The tap's output, in the tap's layout, to features or scores."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TemporalModule:
     """Recipe of a temporal module: its options are the fields, its place is ``anchor``.
 
     A subclass is a frozen dataclass; every field is an option of ``create_model`` with a default
-    and a docstring. ``insert`` is called once per chosen site.
+    and a docstring. ``insert`` is called once per site that ``choose`` picks, ``branch`` once per model.
     """
 
     anchor: ClassVar[Anchor | None] = Anchor.BRANCH_IN
-    """Where the module goes; None for a module that inserts nothing (TSN)."""
+    """Where the module goes; None for one that inserts nothing (TSN, or a branch alone)."""
     summary: ClassVar[str] = ""
     """One line for ``vireo models``."""
     source: ClassVar[str] = ""
@@ -96,7 +142,18 @@ class TemporalModule(ABC):
     stages: tuple[int, ...] = (2, 3, 4, 5)
     """Stages that get the module, any subset of 2..5 (the papers' res2..res5)."""
 
-    @abstractmethod
+    def refuses(self, site: Site) -> str | None:
+        """Why the module can't go to a site of its anchor, in a few words; None if it can."""
+        return None
+
+    def choose(self, sites: Sequence[Site]) -> tuple[Site, ...]:
+        """The sites that get the module: by default those of its anchor, in its stages, in blocks with a shortcut."""
+        return tuple(
+            site
+            for site in sites
+            if site.anchor == self.anchor and site.stage in self.stages and site.has_skip and not self.refuses(site)
+        )
+
     def insert(self, site: Site, leaf: nn.Module) -> nn.Module:
         """The module that stands at ``site.path`` afterwards.
 
@@ -108,6 +165,24 @@ class TemporalModule(ABC):
             ``leaf`` itself, with a map of features in front of it (see :func:`prepend`), or a new
             module made from it.
         """
+        return leaf
+
+    def branch(self, taps: Sequence[Tap], num_classes: int) -> Branch | None:
+        """A path beside the backbone, or None for a module without one.
+
+        Args:
+            taps: what the backbone publishes, in the order in which they run.
+            num_classes: K.
+
+        Raises:
+            UnsupportedPairError: no tap fits; the message says what it needs and what there is.
+        """
+        return None
+
+    @property
+    def loss_weights(self) -> tuple[float, float]:
+        """Weights of the loss on the logits and of the loss on a branch's own logits."""
+        return 1.0, 1.0
 
     def options(self) -> dict[str, Any]:
         """The fields as plain data, for the checkpoint."""
@@ -117,7 +192,7 @@ class TemporalModule(ABC):
 _CHILD = "temporal"
 
 
-def prepend(leaf: nn.Module, features: nn.Module) -> nn.Module:
+def prepend(site: Site, leaf: nn.Module, features: nn.Module) -> nn.Module:
     """Put a map of features in front of ``leaf``: from now on leaf(x) computes leaf(features(x)).
 
     The leaf *owns* the map as a child called ``temporal`` and a module-level hook calls it. So the
@@ -125,15 +200,28 @@ def prepend(leaf: nn.Module, features: nn.Module) -> nn.Module:
     EMA, ``torch.compile(fullgraph=True)`` and ``torch.export`` see an ordinary module. A hook that
     closed over ``features`` would survive a deepcopy pointing at the original.
 
+    ``features`` always sees (N·T, C, H, W), also where the site holds channels last.
+
     Raises:
         ValueError: the leaf has a map already.
     """
-    if hasattr(leaf, _CHILD):
+    if occupied(leaf):
         raise ValueError("this leaf has a temporal module already")
     leaf.add_module(_CHILD, features)
-    leaf.register_forward_pre_hook(_call_child)
+    leaf.register_forward_pre_hook(_call_child_channels_last if site.layout == Layout.NT_H_W_C else _call_child)
     return leaf
+
+
+def occupied(leaf: nn.Module) -> bool:
+    """Whether a temporal module stands in front of ``leaf``."""
+    return hasattr(leaf, _CHILD)
 
 
 def _call_child(leaf: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
     return (getattr(leaf, _CHILD)(inputs[0]), *inputs[1:])
+
+
+def _call_child_channels_last(leaf: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+    # Views both ways: the map sees channels_last memory, and gives such memory back.
+    features = getattr(leaf, _CHILD)(inputs[0].permute(0, 3, 1, 2))
+    return (features.permute(0, 2, 3, 1), *inputs[1:])

@@ -9,14 +9,14 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from vireo.config import OptimConfig, TrainConfig
-from vireo.model import Recognizer
+from vireo.model import Recognizer, is_classifier
 
 
 def make_optimizer(model: Recognizer, config: OptimConfig) -> torch.optim.Optimizer:
     """SGD or AdamW over the parameter groups of TSN.
 
     learning rate × / weight decay ×: convolution and linear weights 1/1, their biases 2/0, norms
-    1/0, the classifier's weights ``head_lr_scale``/1 and its biases twice that/0.
+    1/0, the classifiers' weights ``head_lr_scale``/1 and their biases twice that/0.
     """
     groups: dict[str, tuple[float, float, list[nn.Parameter]]] = {
         "weight": (1, 1, []),
@@ -25,7 +25,7 @@ def make_optimizer(model: Recognizer, config: OptimConfig) -> torch.optim.Optimi
         "head_weight": (config.head_lr_scale, 1, []),
         "head_bias": (2 * config.head_lr_scale, 0, []),
     }
-    head = set(model.classifier.parameters())
+    head = {parameter for name, parameter in model.named_parameters() if is_classifier(name)}
     for module in model.modules():
         weighty = isinstance(module, (nn.modules.conv._ConvNd, nn.Linear))
         for name, parameter in module.named_parameters(recurse=False):

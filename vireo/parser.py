@@ -220,7 +220,12 @@ class Parser(ArgumentParser):
                 show.print(Text(f"  {line}", "cyan"), soft_wrap=True)
         groups: dict[str, list[tuple[str, Action]]] = {"Arguments": [("", a) for a in self.positionals()]}
         groups |= {heading: [] for heading in self.headings.values()}
+        hidden = (
+            {f.name for f in dataclasses.fields(self.config[1]) if f.metadata.get("hidden")} if self.config else set()
+        )
         for name, action in self.options().items():
+            if name in hidden:
+                continue
             groups.setdefault(self.headings.get(name, "Options"), []).append((name, action))
         groups["Options"].append(groups["Options"].pop(0))  # --help is the least of them
         for heading, actions in groups.items():

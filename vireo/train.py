@@ -16,7 +16,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +25,11 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import Progress
 from timm.utils import ModelEmaV3  # type: ignore[attr-defined]  # re-exported without __all__
+from torch import Tensor
 from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader
 
-from vireo.checkpoint import save_checkpoint
+from vireo.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from vireo.config import AugmentConfig, TrainConfig, ViewConfig, part
 from vireo.data.annotations import Split, read_table, split_table
 from vireo.data.dataset import Batch, ClipDataset, EpochBatches, make_loader
@@ -36,7 +37,7 @@ from vireo.data.transforms import flip_allowed
 from vireo.devices import choose_precision
 from vireo.errors import TrainingError, UsageError
 from vireo.evaluate import Evaluation, measure, score_clips
-from vireo.model import Recognizer, from_config
+from vireo.model import Outputs, Recognizer, from_config, is_classifier
 from vireo.optim import freeze_norms_but_first, lr_factor, make_optimizer, set_learning_rate, train_mode
 from vireo.progress import console_beside, make_progress
 from vireo.runs import (
@@ -120,6 +121,10 @@ class Session:
     """One training run: what was prepared, where it stands, and the loop."""
 
     def __init__(self, config: TrainConfig, console: Console) -> None:
+        start = load_checkpoint(config.init) if config.init and not config.resume else None
+        if start:  # from here on the settings say what is trained
+            network = replace(start.model.config, dropout=config.dropout)
+            config = replace(config, pretrained=False, **{f.name: getattr(network, f.name) for f in fields(network)})
         self.config, self.console, self.out = config, console, Path(config.out)
         table = read_table(config.data)
         claim_folder(self.out, resume=config.resume)
@@ -135,10 +140,13 @@ class Session:
             num_classes=len(self.labels),
             pretrained=False if state else config.pretrained,
         )
+        if start:
+            continue_from(self.model, start, self.labels)
         if config.partial_bn:
             freeze_norms_but_first(self.model)
         optimizer = make_optimizer(self.model, config)
         self.net, self.optimizer = self.fabric.setup(self.model, optimizer)
+        self.net.mark_forward_method("forward_outputs")
         self.ema = ModelEmaV3(self.model, decay=config.ema_decay) if config.ema_decay else None
         self.batches, self.train_loader, self.val_loader = make_loaders(config, self.split, flip)
         # Last of all, for it sets the random state that the first step draws from.
@@ -229,8 +237,8 @@ class Session:
         clips = batch.clips.to(self.fabric.device, non_blocking=True)
         labels = batch.labels.to(self.fabric.device, non_blocking=True)
         self.optimizer.zero_grad(set_to_none=True)
-        logits = self.net(clips).float()
-        loss = cross_entropy(logits, labels, label_smoothing=self.config.label_smoothing)
+        outputs: Outputs = self.net.forward_outputs(clips)
+        loss = total_loss(outputs, labels, self.model.loss_weights, self.config.label_smoothing)
         value = loss.item()
         if not math.isfinite(value):
             raise TrainingError(
@@ -248,7 +256,7 @@ class Session:
         if self.ema:
             self.ema.update(self.model)
         self.place.loss_sum += value * len(labels)
-        self.place.correct += int((logits.argmax(1) == labels).sum())
+        self.place.correct += int((outputs.logits.argmax(1) == labels).sum())
         self.place.seen += len(labels)
 
     def names_of(self, batch: Batch) -> str:
@@ -308,7 +316,24 @@ class Session:
         self.console.print("\n".join(lines), highlight=False)
 
 
+def total_loss(outputs: Outputs, labels: Tensor, weights: tuple[float, float], label_smoothing: float) -> Tensor:
+    """Cross-entropy of the logits, plus that of a branch's own logits where there is one (eq. 4 of MSTSM-TFDEM)."""
+    main, own = weights
+    loss = main * cross_entropy(outputs.logits.float(), labels, label_smoothing=label_smoothing)
+    if outputs.auxiliary is not None:
+        loss = loss + own * cross_entropy(outputs.auxiliary.float(), labels, label_smoothing=label_smoothing)
+    return loss
+
+
 # --- preparing ----------------------------------------------------------------------------------
+
+
+def continue_from(model: Recognizer, start: Checkpoint, labels: tuple[str, ...]) -> None:
+    """Give the model the weights of a checkpoint; classifiers start anew where the classes are others."""
+    tensors = start.model.state_dict()
+    if start.labels != labels:
+        tensors = {name: tensor for name, tensor in tensors.items() if not is_classifier(name)}
+    model.load_state_dict(tensors, strict=False)
 
 
 def make_fabric(config: TrainConfig) -> Fabric:

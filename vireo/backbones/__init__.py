@@ -1,4 +1,4 @@
-"""Backbones: timm networks, the sites they publish, and their pretrained weights."""
+"""Backbones: timm networks and two of our own, what they publish, and their pretrained weights."""
 
 from __future__ import annotations
 
@@ -7,12 +7,22 @@ from vireo.backbones.timm_sites import (
     Family,
     Geometry,
     build_backbone,
+    flow_of,
     measure,
     pretrained_config,
     publish_sites,
+    run,
     supported_blocks,
 )
-from vireo.backbones.weights import Weights, fetch_weights, fit_weights, read_weights
+from vireo.backbones.weights import (
+    Weights,
+    fetch_weights,
+    first_convolution,
+    fit_stem,
+    fit_weights,
+    name_faults,
+    read_weights,
+)
 
 __all__ = [
     "FAMILIES",
@@ -21,10 +31,15 @@ __all__ = [
     "Weights",
     "build_backbone",
     "fetch_weights",
+    "first_convolution",
+    "fit_stem",
     "fit_weights",
+    "flow_of",
     "measure",
+    "name_faults",
     "pretrained_config",
     "publish_sites",
     "read_weights",
+    "run",
     "supported_blocks",
 ]

@@ -1,26 +1,30 @@
-"""Sites in timm's backbones, by facts per block type.
+"""Sites and taps of backbones, by facts per class: timm's networks, and two of our own.
 
 One row of `BLOCKS` describes one block class: which submodules stand at the anchors, and when the
-block has a shortcut. Nothing here looks at a model's name, so every timm model built from these
-blocks is supported, those of the future too.
+block has a shortcut. One row of `FLOWS` describes one network class: its parts in the order in which
+they run, so that a branch can read what passes between them. Nothing here looks at a timm model's
+name: every one built from these classes is supported, those of the future too.
 
-Strides, and with them the stages, are measured by one run on the meta device (no arithmetic).
+Strides and frames, and with them the stages, are measured by one run on the meta device (no arithmetic).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import timm
 import torch
 from timm.models import _efficientnet_blocks as efficientnet
-from timm.models import convnext, regnet, resnet
+from timm.models import convnext, mobilenetv3, regnet, resnet
+from timm.models import efficientnet as efficientnets
 from torch import Tensor, nn
 
-from vireo.contracts import Anchor, ConvFacts, Site
+from vireo.backbones.c2d import C2D, c2d_resnet50
+from vireo.backbones.mfnet import MFNet3D, mfnet
+from vireo.contracts import Anchor, ConvFacts, Site, Tap
 from vireo.errors import UnknownNameError, UnsupportedPairError, UsageError
 from vireo.shapes import Layout
 
@@ -85,6 +89,41 @@ BLOCKS: Mapping[type[nn.Module], BlockFacts] = {
 
 
 @dataclass(frozen=True, kw_only=True)
+class Flow:
+    """The parts of one network class in the order in which they run; then comes ``forward_head``.
+
+    ``blocks.*`` stands for every child of ``blocks``.
+    """
+
+    stem: tuple[str, ...]
+    stages: tuple[str, ...]
+    tail: tuple[str, ...] = ()
+    layout: Layout = Layout.NT_C_H_W
+    """What the network takes and hands on from part to part."""
+
+
+_RESNET_STEM = ("conv1", "bn1", "act1", "maxpool")
+
+FLOWS: Mapping[type[nn.Module], Flow] = {
+    resnet.ResNet: Flow(stem=_RESNET_STEM, stages=("layer1", "layer2", "layer3", "layer4")),
+    C2D: Flow(stem=_RESNET_STEM, stages=("layer1", "pool2", "layer2", "layer3", "layer4")),
+    regnet.RegNet: Flow(stem=("stem",), stages=("s1", "s2", "s3", "s4"), tail=("final_conv",)),
+    efficientnets.EfficientNet: Flow(stem=("conv_stem", "bn1"), stages=("blocks.*",), tail=("conv_head", "bn2")),
+    mobilenetv3.MobileNetV3: Flow(stem=("conv_stem", "bn1"), stages=("blocks.*",)),
+    convnext.ConvNeXt: Flow(stem=("stem",), stages=("stages.*",), tail=("norm_pre",)),
+    MFNet3D: Flow(
+        stem=("stem", "pool"),
+        stages=("conv2", "conv3", "conv4", "conv5"),
+        tail=("tail",),
+        layout=Layout.N_C_T_H_W,
+    ),
+}
+
+OWN: Mapping[str, Callable[..., nn.Module]] = {"mfnet": mfnet, "c2d_resnet50": c2d_resnet50}
+"""Backbones that timm lacks: constructors that take the number of frames first."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Family:
     """Backbones built from the same blocks."""
 
@@ -109,6 +148,8 @@ FAMILIES: tuple[Family, ...] = (
     ),
     Family(name="EfficientNet", examples=("efficientnet_b0", "efficientnet_b1", "efficientnetv2_rw_t")),
     Family(name="ConvNeXt", examples=("convnext_atto", "convnext_femto", "convnext_nano", "convnext_tiny")),
+    Family(name="C2D", examples=("c2d_resnet50",)),
+    Family(name="MFNet-3D", examples=("mfnet",)),
 )
 
 
@@ -118,32 +159,59 @@ class Geometry:
 
     features: int
     """D, width of the pooled features."""
+    rows: int
+    """Rows of pooled features per clip: T of a 2D network, 1 of one that averages over time itself."""
+    layout: Layout
+    """What the network takes: (N·T, C, H, W), or (N, C, T, H, W)."""
     strides: Mapping[str, int]
     """Output stride of every known block, by path, in the order in which they run."""
+    frames: Mapping[str, int]
+    """T of every known block's output."""
+    taps: tuple[Tap, ...]
+    """What branches can read, in the order in which they run."""
 
 
-def build_backbone(name: str, options: Mapping[str, Any]) -> nn.Module:
-    """A timm network without its classifier and with random weights.
+def build_backbone(name: str, options: Mapping[str, Any], frames: int) -> nn.Module:
+    """A network without its classifier and with random weights.
 
     Args:
-        name: timm's name of it, with or without a pretrained tag (``resnet50.a1_in1k``).
-        options: extra keyword arguments of timm's constructor.
+        name: timm's name of it, with or without a pretrained tag (``resnet50.a1_in1k``), or one of `OWN`.
+        options: extra keyword arguments of the constructor. ``stride_in_1x1`` (ResNets of bottlenecks): the
+            stages' stride in the first convolution of their first block, as in He et al. 2016 and Caffe's weights.
+        frames: T; only networks that pool over time depend on it.
 
     Raises:
-        UnknownNameError: timm has no such model.
-        UsageError: options that timm refuses.
+        UnknownNameError: there is no such model.
+        UsageError: options that the constructor refuses.
     """
-    if not isinstance(name, str) or not timm.is_model(name):
-        raise UnknownNameError("backbone", str(name), timm.list_models())
-    reserved = {"num_classes", "pretrained", "features_only", "checkpoint_path"} & set(options)
+    if not isinstance(name, str) or not (name in OWN or timm.is_model(name)):
+        raise UnknownNameError("backbone", str(name), [*OWN, *timm.list_models()])
+    reserved = {"num_classes", "pretrained", "features_only", "checkpoint_path", "num_frames"} & set(options)
     if reserved:
         raise UsageError(f"backbone_options can't hold {', '.join(sorted(reserved))}; create_model sets that itself")
+    given = dict(options)
+    early_stride = given.pop("stride_in_1x1", False)
     try:
-        return timm.create_model(name, pretrained=False, num_classes=0, **options)
+        if name in OWN:
+            network = OWN[name](frames, **given)
+        else:
+            network = timm.create_model(name, pretrained=False, num_classes=0, **given)
     except (TypeError, ValueError, KeyError, AssertionError, RuntimeError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        given = f" with {dict(options)}" if options else ""
-        raise UsageError(f"timm can't build backbone {name!r}{given}: {reason}") from error
+        shown = f" with {dict(options)}" if options else ""
+        raise UsageError(f"backbone {name!r} can't be built{shown}: {reason}") from error
+    if early_stride:
+        _move_stride(network, name)
+    return network
+
+
+def _move_stride(network: nn.Module, name: str) -> None:
+    blocks = [block for block in network.modules() if type(block) is resnet.Bottleneck]
+    if not blocks:
+        raise UsageError(f"stride_in_1x1 is an option of ResNets made of bottlenecks; {name!r} has none")
+    for block in blocks:
+        first, spatial = block.conv1, block.conv2
+        first.stride, spatial.stride = spatial.stride, first.stride
 
 
 def pretrained_config(backbone: nn.Module) -> Mapping[str, Any]:
@@ -159,28 +227,69 @@ def input_size(backbone: nn.Module) -> tuple[int, int]:
     return size[-2], size[-1]
 
 
-def measure(backbone: nn.Module, name: str, in_chans: int) -> Geometry:
-    """Width of the features and strides of the blocks, by one run on the meta device.
+def flow_of(backbone: nn.Module) -> tuple[str, ...]:
+    """Paths of the parts of a network in the order in which they run; () for a class without a row in `FLOWS`."""
+    flow = FLOWS.get(type(backbone))
+    if flow is None:
+        return ()
+    return tuple(path for part in (*flow.stem, *flow.stages, *flow.tail) for path in _expand(backbone, part))
+
+
+def run(
+    backbone: nn.Module, images: Tensor, flow: Sequence[str], taps: Sequence[str]
+) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """Pooled features, as ``backbone(images)`` gives them, and what passes at ``taps``.
+
+    Args:
+        backbone: a network whose class has a row in `FLOWS` (any network, if there are no taps).
+        images: in the network's layout.
+        flow: from :func:`flow_of`.
+        taps: paths out of it.
+    """
+    if not taps:
+        return backbone(images), ()
+    x, seen = images, {}
+    for path in flow:
+        x = backbone.get_submodule(path)(x)
+        if path in taps:
+            seen[path] = x
+    head: Any = backbone.forward_head
+    return head(x, pre_logits=True), tuple(seen[path] for path in taps)
+
+
+def measure(backbone: nn.Module, name: str, in_chans: int, frames: int) -> Geometry:
+    """Width of the features, strides and frames of the blocks and taps, by one run on the meta device.
 
     Raises:
-        UnsupportedPairError: the network does not turn (B, C, H, W) into pooled features (B, D).
+        UnsupportedPairError: the network does not turn images into pooled features (B, D).
     """
     height, width = input_size(backbone)
+    facts = FLOWS.get(type(backbone))
+    layout = facts.layout if facts else Layout.NT_C_H_W
+    shape = (frames, in_chans, height, width) if layout == Layout.NT_C_H_W else (1, in_chans, frames, height, width)
     meta = {k: v.to("meta") for k, v in (*backbone.named_parameters(), *backbone.named_buffers())}
     strides: dict[str, int] = {}
+    times: dict[str, int] = {}
+    channels: dict[str, int] = {}
 
     def hook_for(path: str) -> Callable[[nn.Module, Any, Any], None]:
         def hook(block: nn.Module, inputs: Any, output: Any) -> None:
-            if isinstance(output, Tensor) and output.ndim == 4:
-                strides[path] = 2 ** round(math.log2(height / output.shape[2]))  # 176 pixels end in 6, not 5.5
+            if isinstance(output, Tensor) and output.ndim == len(shape):
+                strides[path] = 2 ** round(math.log2(height / output.shape[-2]))  # 176 pixels end in 6, not 5.5
+                times[path] = output.shape[0 if layout == Layout.NT_C_H_W else 2]
+                channels[path] = output.shape[1]
 
         return hook
 
-    hooks = [block.register_forward_hook(hook_for(path)) for path, block in _blocks(backbone)]
+    flow = flow_of(backbone)
+    blocks = [path for path, _ in _blocks(backbone)]
+    hooks = [
+        backbone.get_submodule(path).register_forward_hook(hook_for(path)) for path in dict.fromkeys([*blocks, *flow])
+    ]
     training = backbone.training
     try:
         with torch.no_grad():
-            clip = torch.empty(2, in_chans, height, width, device="meta")
+            clip = torch.empty(shape, device="meta")
             output = torch.func.functional_call(backbone.eval(), meta, (clip,))
     except (RuntimeError, TypeError, ValueError, AssertionError, NotImplementedError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
@@ -191,16 +300,34 @@ def measure(backbone: nn.Module, name: str, in_chans: int) -> Geometry:
             hook.remove()
     if not isinstance(output, Tensor) or output.ndim != 2:
         raise UnsupportedPairError(f"Backbone {name!r} gives no pooled features (B, D); Vireo needs a classifier.")
-    return Geometry(features=output.shape[1], strides=strides)
+
+    def tap(path: str, anchor: Anchor) -> Tap:
+        stage = strides[path].bit_length() - 1
+        return Tap(path=path, anchor=anchor, channels=channels[path], frames=times[path], stage=stage, layout=layout)
+
+    taps: list[Tap] = []
+    if facts:
+        taps.append(tap(_expand(backbone, facts.stem[-1])[-1], Anchor.STEM_OUT))
+        last_of_stage = {
+            strides[path]: path for part in facts.stages for path in _expand(backbone, part) if path in strides
+        }
+        taps += [tap(path, Anchor.STAGE_OUT) for path in last_of_stage.values()]
+    return Geometry(
+        features=output.shape[1],
+        rows=output.shape[0],
+        layout=layout,
+        strides={path: strides[path] for path in strides if path in set(blocks)},
+        frames={path: times[path] for path in times if path in set(blocks)},
+        taps=tuple(taps),
+    )
 
 
-def publish_sites(backbone: nn.Module, geometry: Geometry, frames: int) -> tuple[Site, ...]:
+def publish_sites(backbone: nn.Module, geometry: Geometry) -> tuple[Site, ...]:
     """Every site of the backbone's known blocks, in the order in which they run.
 
     Args:
-        backbone: a timm network.
+        backbone: the network.
         geometry: from :func:`measure`.
-        frames: T, the same at every site of a 2D network.
     """
     sites: list[Site] = []
     blocks_seen: dict[int, int] = {}
@@ -226,7 +353,7 @@ def publish_sites(backbone: nn.Module, geometry: Geometry, frames: int) -> tuple
                     path=f"{path}.{found[0]}",
                     anchor=anchor,
                     channels=conv_facts.in_channels,
-                    frames=frames,
+                    frames=geometry.frames[path],
                     stage=stage,
                     block=index,
                     has_skip=facts.has_skip(block),
@@ -245,6 +372,13 @@ def supported_blocks() -> str:
 def _blocks(backbone: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     # The exact class: a subclass may compute something else (CondConv routes by the unshifted input).
     return ((path, m) for path, m in backbone.named_modules() if type(m) in BLOCKS)
+
+
+def _expand(backbone: nn.Module, part: str) -> tuple[str, ...]:
+    parent, star, _ = part.partition(".*")
+    if not star:
+        return (part,)
+    return tuple(f"{parent}.{name}" for name, _ in backbone.get_submodule(parent).named_children())
 
 
 def _present(block: nn.Module, path: str) -> bool:

@@ -13,7 +13,7 @@ import urllib.request
 import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -40,8 +40,13 @@ class Weights:
     source: str
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
-    temporal: Mapping[str, Tensor] = field(default_factory=dict)
-    """Weights of temporal modules, where the file is a Vireo checkpoint."""
+    describes: str = ""
+    """Of a Vireo checkpoint: its network, e.g. ``'tei' on 'resnet50'``. Its tensors are then the whole model's."""
+
+    @property
+    def whole(self) -> bool:
+        """Whether the tensors are those of a whole Vireo model, temporal modules and classifier included."""
+        return bool(self.describes)
 
 
 def fetch_weights(name: str, options: Mapping[str, Any]) -> Weights:
@@ -85,8 +90,13 @@ def read_weights(path: str | Path) -> Weights:
     raise WeightsError(f"{path}: unknown kind of weights file; use .safetensors, .pth, .pt or .bin")
 
 
-def fit_weights(backbone: nn.Module, weights: Weights) -> None:
+def fit_weights(backbone: nn.Module, weights: Weights, *, average_stem: bool = False) -> None:
     """Load ``weights`` into ``backbone``; those of an ImageNet classifier are left out.
+
+    Args:
+        backbone: without temporal modules.
+        weights: of the backbone alone.
+        average_stem: for inputs other than RGB see :func:`fit_stem`.
 
     Raises:
         WeightsError: tensors are missing, left over, or of another shape; the message names a few.
@@ -98,31 +108,57 @@ def fit_weights(backbone: nn.Module, weights: Weights) -> None:
         for key in (f"{classifier}.weight", f"{classifier}.bias"):
             if key not in own:
                 tensors.pop(key, None)
-    for stem in _names(config.get("first_conv")):
-        key = f"{stem}.weight"
-        if key in own and key in tensors and own[key].ndim == tensors[key].ndim == 4:
-            rgb = (own[key].shape[0], 3, *own[key].shape[2:])
-            if own[key].shape != tensors[key].shape == rgb:
-                tensors[key] = adapt_input_conv(own[key].shape[1], tensors[key])  # RGB weights for other inputs
+    stem = f"{first_convolution(backbone)}.weight"
+    if stem in own and stem in tensors:
+        tensors[stem] = fit_stem(tensors[stem], own[stem], average=average_stem)
     for key in own:
         if key.endswith("num_batches_tracked"):
             tensors.setdefault(key, own[key])  # a counter that older files lack
-    missing = [k for k in own if k not in tensors]
-    extra = [k for k in tensors if k not in own]
-    shapes = [
-        f"{k} {tuple(tensors[k].shape)} instead of {tuple(own[k].shape)}"
-        for k in own
-        if k in tensors and tensors[k].shape != own[k].shape
-    ]
-    if missing or extra or shapes:
-        faults = [
-            f"{len(found)} {what} ({', '.join(found[:3])}{', ...' if len(found) > 3 else ''})"
-            for what, found in (("missing", missing), ("left over", extra), ("of another shape", shapes))
-            if found
-        ]
+    faults = name_faults(own, tensors)
+    if faults:
         name = config.get("architecture", type(backbone).__name__)
-        raise WeightsError(f"{weights.source} does not fit backbone {name!r}: of its tensors {'; '.join(faults)}.")
+        raise WeightsError(f"{weights.source} does not fit backbone {name!r}: of its tensors {faults}.")
     backbone.load_state_dict(tensors)
+
+
+def first_convolution(backbone: nn.Module) -> str:
+    """Path of the convolution that sees the input; "" where timm states none."""
+    return next(iter(_names(pretrained_config(backbone).get("first_conv"))), "")
+
+
+def fit_stem(weight: Tensor, own: Tensor, *, average: bool) -> Tensor:
+    """The first convolution's RGB weights for inputs of another number of channels.
+
+    Args:
+        weight: (C_out, 3, ...).
+        own: (C_out, C_in, ...), for its shape.
+        average: the mean over RGB for every channel (cross-modality initialisation, for optical flow; Wang et
+            al., ECCV 2016); otherwise timm's way, RGB repeated and scaled so that the sum stays.
+    """
+    if weight.shape == own.shape or weight.shape != (own.shape[0], 3, *own.shape[2:]):
+        return weight
+    if average:
+        return weight.mean(dim=1, keepdim=True).expand_as(own).clone()
+    return adapt_input_conv(own.shape[1], weight)
+
+
+def name_faults(own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> str:
+    """What keeps the given tensors from filling ``own``, with a few names and shapes; "" if nothing does."""
+    shapes = [
+        f"{k} {tuple(given[k].shape)} instead of {tuple(own[k].shape)}"
+        for k in own
+        if k in given and given[k].shape != own[k].shape
+    ]
+    groups = (
+        ("missing", [k for k in own if k not in given]),
+        ("left over", [k for k in given if k not in own]),
+        ("of another shape", shapes),
+    )
+    return "; ".join(
+        f"{len(found)} {what} ({', '.join(found[:3])}{', ...' if len(found) > 3 else ''})"
+        for what, found in groups
+        if found
+    )
 
 
 def _names(value: object) -> tuple[str, ...]:
@@ -136,20 +172,17 @@ def _read_safetensors(path: Path) -> Weights:
         with safe_open(path, framework="pt") as file:
             header = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # not a dict
+        describes = ""
         if "vireo" in header:
             facts = json.loads(header["vireo"])["model"]
             mean, std = facts["mean"], facts["std"]
+            describes = f"{facts['temporal']!r} on {facts['backbone']!r}"
         else:
             mean, std = (json.loads(header[key]) if key in header else None for key in ("mean", "std"))
         mean, std = (tuple(map(float, v)) if v is not None else None for v in (mean, std))
     except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
         raise WeightsError(f"{path}: not a readable safetensors file ({error})") from error
-    temporal: dict[str, Tensor] = {}
-    if "vireo" in header:  # fine-tuning from a model of ours: its classifier stays behind
-        inner = {k.removeprefix("backbone."): v for k, v in tensors.items() if k.startswith("backbone.")}
-        temporal = {k: v for k, v in inner.items() if ".temporal." in k}
-        tensors = {k: v for k, v in inner.items() if k not in temporal}
-    return Weights(tensors=_strip(tensors), source=str(path), mean=mean, std=std, temporal=temporal)
+    return Weights(tensors=_strip(tensors), source=str(path), mean=mean, std=std, describes=describes)
 
 
 def _read_torch(path: Path) -> Weights:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from vireo.temporal import tei, tsm, tsn
+from vireo.temporal import mstsm_tfdem, tei, tsm, tsn
 from vireo.temporal.base import build_temporal, temporal_modules
 
-__all__ = ["build_temporal", "tei", "temporal_modules", "tsm", "tsn"]
+__all__ = ["build_temporal", "mstsm_tfdem", "tei", "temporal_modules", "tsm", "tsn"]

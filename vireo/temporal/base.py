@@ -19,15 +19,23 @@ temporal_modules: Registry[type[TemporalModule]] = Registry("temporal module")
 STAGES = (2, 3, 4, 5)
 
 
-def build_temporal(name: str, options: Mapping[str, Any]) -> TemporalModule:
-    """The temporal module called ``name`` with these options (lists count as tuples, one stage as a tuple of it).
+def build_temporal(name: str, options: Mapping[str, Any]) -> tuple[TemporalModule, ...]:
+    """The temporal module called ``name``, or several: ``tsm+tfdem`` is both, in this order.
+
+    Args:
+        name: names of modules, joined by plus signs.
+        options: go to every one of them that has such an option (lists count as tuples, one stage as a
+            tuple of it).
 
     Raises:
         UnknownNameError: no such module; the message suggests the nearest names.
-        UsageError: no such option, or a value that does not fit.
+        UsageError: no such option, a value that does not fit, or the same module twice.
     """
-    kind = temporal_modules.get(name)
-    known = tuple(f.name for f in fields(kind))
+    names = name.split("+") if isinstance(name, str) else [name]
+    kinds = [temporal_modules.get(part) for part in names]
+    if len(set(names)) < len(names):
+        raise UsageError(f"temporal is {name!r}; each module can stand there once")
+    known = list(dict.fromkeys(f.name for kind in kinds for f in fields(kind)))
     for option in options:
         if option not in known:
             near = difflib.get_close_matches(option, known, n=1)
@@ -39,7 +47,12 @@ def build_temporal(name: str, options: Mapping[str, Any]) -> TemporalModule:
     given = {k: tuple(v) if isinstance(v, list) else v for k, v in options.items()}
     if type(given.get("stages")) is int:
         given["stages"] = (given["stages"],)
-    return kind(**given)
+    parts = tuple(kind(**{f.name: given[f.name] for f in fields(kind) if f.name in given}) for kind in kinds)
+    for option in known:
+        values = [getattr(part, option) for part in parts if hasattr(part, option)]
+        if any(value != values[0] for value in values):  # one name, one value: a checkpoint stores it once
+            raise UsageError(f"The modules of {name!r} differ in their default of {option}; state it")
+    return parts
 
 
 def check_stages(stages: object) -> None:

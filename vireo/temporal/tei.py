@@ -54,7 +54,7 @@ class TEI(TemporalModule):
     def insert(self, site: Site, leaf: nn.Module) -> nn.Module:
         """The leaf with MEM and TIM in front of it."""
         mem = MotionEnhanced(site.channels, site.frames, self.reduction)
-        return prepend(leaf, Chain(mem, TemporalInteraction(site.channels, site.frames)))
+        return prepend(site, leaf, Chain(mem, TemporalInteraction(site.channels, site.frames)))
 
 
 @temporal_modules.register("mem")
@@ -74,7 +74,7 @@ class MEM(TemporalModule):
 
     def insert(self, site: Site, leaf: nn.Module) -> nn.Module:
         """The leaf with MEM in front of it."""
-        return prepend(leaf, MotionEnhanced(site.channels, site.frames, self.reduction))
+        return prepend(site, leaf, MotionEnhanced(site.channels, site.frames, self.reduction))
 
 
 @temporal_modules.register("tim")
@@ -90,7 +90,7 @@ class TIM(TemporalModule):
 
     def insert(self, site: Site, leaf: nn.Module) -> nn.Module:
         """The leaf with TIM in front of it."""
-        return prepend(leaf, TemporalInteraction(site.channels, site.frames))
+        return prepend(site, leaf, TemporalInteraction(site.channels, site.frames))
 
 
 @temporal_modules.register("se_tim")
@@ -111,7 +111,7 @@ class SETIM(TemporalModule):
     def insert(self, site: Site, leaf: nn.Module) -> nn.Module:
         """The leaf with SE and TIM in front of it."""
         excite = SqueezeExcitation(site.channels, self.se_reduction)
-        return prepend(leaf, Chain(excite, TemporalInteraction(site.channels, site.frames)))
+        return prepend(site, leaf, Chain(excite, TemporalInteraction(site.channels, site.frames)))
 
 
 class MotionEnhanced(nn.Module):

@@ -46,7 +46,7 @@ class TSM(TemporalModule):
 
     def insert(self, site: Site, leaf: nn.Module) -> nn.Module:
         """The leaf with a shift in front of it."""
-        return prepend(leaf, TemporalShift(site.frames, site.channels // self.fold_div))
+        return prepend(site, leaf, TemporalShift(site.frames, site.channels // self.fold_div))
 
 
 class TemporalShift(nn.Module):

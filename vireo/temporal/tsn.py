@@ -14,9 +14,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from torch import nn
-
-from vireo.contracts import Anchor, Site, TemporalModule
+from vireo.contracts import Anchor, TemporalModule
 from vireo.temporal.base import check_stages, temporal_modules
 
 
@@ -31,7 +29,3 @@ class TSN(TemporalModule):
 
     def __post_init__(self) -> None:
         check_stages(self.stages)
-
-    def insert(self, site: Site, leaf: nn.Module) -> nn.Module:
-        """The leaf as it is."""
-        return leaf
