@@ -20,6 +20,15 @@ MODULES = (
 # The smallest backbone of each family, then what these lack: bottlenecks with squeeze-and-excitation
 # (RegNetY) and without, fused inverted residuals and plain convolutions.
 BACKBONES = (*(family.examples[0] for family in FAMILIES), "regnety_002", "test_resnet", "tf_efficientnetv2_b0")
+_NOT_DENSE = ("mstsm", "mstsm_tfdem")  # they widen a dense convolution; ConvNeXt's first one is depthwise
+_ON_3D = ("tsn", "tfdem", "kpsem")
+SUPPORTED = [
+    (temporal, backbone)
+    for temporal in MODULES
+    for backbone in BACKBONES
+    if not (backbone == "convnext_atto" and temporal in _NOT_DENSE)
+    and not (backbone == "mfnet" and temporal not in _ON_3D)
+]
 OPTIONS: dict[str, dict[str, Any]] = {"c2d_resnet50": {"layers": [1, 1, 1, 1]}}  # small ones, for speed
 SIZE = 64
 CLASSES = 5
@@ -43,6 +52,7 @@ def randomise(model: Recognizer, seed: int = 0) -> Recognizer:
                 parameter.uniform_(0.5, 1.5, generator=generator)
             elif ours:  # gates away from 1/2, a TIM that isn't a plain shift, an FE that isn't the plain convolution
                 spread = max(0.3 if parameter[0].numel() < 64 else 0.0, float(parameter[0].numel()) ** -0.5)
+                spread *= 0.2 if parameter.ndim == 5 else 1.0  # FE multiplies its two: activations explode soon
                 parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=spread)
         model.classifier.weight.normal_(generator=generator)
         model.classifier.bias.normal_(generator=generator)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json as jsonlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import MISSING, asdict, dataclass, fields
 from typing import Any
 
@@ -16,7 +16,7 @@ from vireo import progress
 from vireo.backbones import FAMILIES
 from vireo.contracts import TemporalModule
 from vireo.errors import UnsupportedPairError, UsageError
-from vireo.model import count_macs, count_parameters, create_model
+from vireo.model import Pair, count_macs, count_parameters, create_model, supported_pairs
 from vireo.temporal import build_temporal, temporal_modules
 
 
@@ -74,6 +74,42 @@ def show_models(
         note = "  --backbone takes any timm name made of these families' blocks, not these alone."
         console.print(Text(note, "dim"), soft_wrap=True)
     return 0
+
+
+def show_pairs(*, backbone: str | None, json: bool) -> int:
+    """Print which temporal module works on which backbone; the options are those of `vireo models --pairs`."""
+    names = [backbone] if backbone else [family.examples[0] for family in FAMILIES]
+    total = len(names) * len(temporal_modules.names())
+    with progress.bar("build", total, "networks") as advance:
+        pairs = []
+        for pair in supported_pairs(names):
+            pairs.append(pair)
+            advance(1)
+    if json:
+        print(jsonlib.dumps([asdict(pair) for pair in pairs], ensure_ascii=False))
+        return 0
+    console = Console(highlight=False)
+    console.print(Text("What works where", "bold"), Text("one backbone of each family stands for it", "dim"))
+    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="dim")
+    for name in ("", *temporal_modules.names()):
+        table.add_column(name.replace("_", "_\n"), vertical="bottom")
+    for name in names:
+        marks = (Text("–", "dim") if pair.reason else Text("✓", "green") for pair in pairs if pair.backbone == name)
+        table.add_row(Text(name, "cyan"), *marks)
+    console.print(table)
+    for (name, why), modules in reasons(pairs).items():
+        console.print(Text(f"  {name} – {', '.join(modules)}: {why}", "dim"), soft_wrap=True)
+    return 0
+
+
+def reasons(pairs: Iterable[Pair]) -> dict[tuple[str, str], list[str]]:
+    """Why modules don't go into a backbone: (backbone, reason) → modules."""
+    found: dict[tuple[str, str], list[str]] = {}
+    for pair in pairs:
+        if pair.reason:
+            why = pair.reason.split("\n")[0].partition(": ")[2]
+            found.setdefault((pair.backbone, why), []).append(pair.temporal)
+    return found
 
 
 def measure(temporal: str, backbone: str, family: str, num_classes: int, num_frames: int, size: int) -> Entry:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from io import TextIOWrapper
 from pathlib import Path
+from typing import Any, Literal
 
 from rich.console import Console
 from rich.text import Text
@@ -48,11 +49,13 @@ def models(
     num_classes: int = 400,
     num_frames: int = 8,
     size: int = 224,
+    pairs: bool = False,
     json: bool = False,
 ) -> int:
     """List temporal modules and backbones, with the sizes of networks made of both.
 
-    Without --backbone: one line per backbone; with it: one line per temporal module.
+    Without --backbone: one line per backbone; with it: one line per temporal module. With --pairs:
+    which module works on which family of backbones, and why not on the others.
 
     Args:
         filter: Only backbones whose name contains this text.
@@ -61,15 +64,19 @@ def models(
         num_classes: Classes of the networks.
         num_frames: T, frames per clip.
         size: Height and width of the input, pixels.
+        pairs: Show what works where instead of sizes.
         json: Print JSON.
 
     Example:
         vireo models
+        vireo models --pairs
         vireo models --filter mobilenet --temporal tei
         vireo models --temporal tei --backbone resnet50 --num-frames 8
     """
-    from vireo.catalog import show_models
+    from vireo.catalog import show_models, show_pairs
 
+    if pairs:
+        return show_pairs(backbone=backbone, json=json)
     return show_models(
         text=filter,
         temporal=temporal,
@@ -210,6 +217,31 @@ def evaluate(
     )
 
 
+def fuse(scores: list[Path], *, weights: tuple[float, ...] = (), out: Path | None = None, json: bool = False) -> int:
+    """Add up the scores of models that saw the same clips: RGB and flow, or 8 and 16 frames.
+
+    Each clip's class scores, before softmax, are summed with the weights. Prints the accuracy of every model
+    and of all together, on the clips that all have scores of.
+
+    Args:
+        scores: Folders that eval wrote, or scores.csv files, two or more. Clips are matched by name.
+        weights: One per model, in their order [all 1]. RGB and flow in TSN: 1,1.5.
+        out: Folder for the evaluation of the sum, with its own scores.csv.
+        json: Print JSON.
+
+    Example:
+        vireo eval runs/rgb/best.safetensors --data clips/
+        vireo eval runs/flow/best.safetensors --data flow/
+        vireo fuse runs/rgb/best.eval runs/flow/best.eval --weights 1,1.5
+        vireo fuse runs/8f/best.eval runs/16f/best.eval
+    """
+    for path in scores:
+        existing(path)
+    from vireo.fuse import fuse_command
+
+    return fuse_command(scores, weights=weights, out=out, json=json)
+
+
 def predict(checkpoint: Path, inputs: list[Path], *, top_k: int = 5, device: str = "auto", json: bool = False) -> int:
     """Say what happens in videos. The checkpoint carries all that this needs.
 
@@ -230,13 +262,254 @@ def predict(checkpoint: Path, inputs: list[Path], *, top_k: int = 5, device: str
     return predict_command(checkpoint, inputs, top_k=top_k, device=device, json=json)
 
 
+def prune(
+    checkpoint: Path,
+    *,
+    out: Path,
+    ratio_in: float = 0.1,
+    ratio_out: float = 0.1,
+    device: str = "auto",
+    json: bool = False,
+) -> int:
+    """Make a checkpoint of a shifted network smaller: fewer parameters, fewer MACs, less time.
+
+    In every layer behind a temporal shift (tsm, mstsm, mstsm_tfdem), kernels nearest to the geometric median
+    are dropped, and input channels made by such kernels are averaged into one (Wu and Chiu, 2021). Fine-tune
+    the result with `vireo train --init`.
+
+    Args:
+        checkpoint: A file that train wrote.
+        out: The smaller checkpoint to write.
+        ratio_in: Share of each layer's input channels that become one.
+        ratio_out: Share of each layer's kernels that are dropped.
+        device: Where time is measured: auto, cpu, cuda, cuda:1, mps.
+        json: Print JSON.
+
+    Example:
+        vireo prune runs/ucf/best.safetensors --out runs/ucf/small.safetensors
+        vireo train --init runs/ucf/small.safetensors --data clips/ --out runs/ucf-small --lr 0.0001
+    """
+    existing(checkpoint)
+    from vireo.prune import prune_command
+
+    return prune_command(checkpoint, out, ratio_in=ratio_in, ratio_out=ratio_out, device=device, json=json)
+
+
+def convert(
+    source: Path,
+    *,
+    out: Path,
+    labels: Path | None = None,
+    temporal: Literal["auto", "tsn", "tsm"] = "auto",
+    backbone: str = "auto",
+    num_frames: int | None = None,
+    fold_div: int = 8,
+    stride_in_1x1: bool = False,
+    size: int = 224,
+    short_side: int = 0,
+    sampling: Literal["segment", "dense"] = "segment",
+    mean: tuple[float, ...] | None = None,
+    std: tuple[float, ...] | None = None,
+    weights_only: bool = False,
+    json: bool = False,
+) -> int:
+    """Turn a public checkpoint of another project into one of Vireo's.
+
+    Knows TSN and TSM of mit-han-lab and MMAction2, MFNet-3D, and the image models of torchvision and timm, by the
+    names of their tensors. A video classifier becomes a checkpoint (its labels come from --labels), an image model
+    a weights file for --pretrained. No code in the file is run.
+
+    Args:
+        source: A .pth, .pt, .pth.tar, .bin or .safetensors file.
+        out: The .safetensors file to write.
+        labels: Text file with the names of the classes, one per line, in the classifier's order.
+        temporal: tsn or tsm; auto: what the names show.
+        backbone: Backbone's name; auto: what names and shapes show.
+        num_frames: T, frames per clip [8; MFNet-3D: 16].
+        fold_div: Of tsm: one part in fold_div of the channels is shifted each way.
+        stride_in_1x1: The stages' stride is in the 1×1 convolution (weights from Caffe).
+        size: Height and width of the model's input, pixels.
+        short_side: Short side of frames before the crop, pixels; 0 = size × 256/224.
+        sampling: segment or dense.
+        mean: Channel means of the input, of [0, 1] [the project's].
+        std: Channel deviations, likewise.
+        weights_only: Write the backbone's weights alone.
+        json: Print JSON.
+
+    Example:
+        vireo convert TSM_kinetics.pth --out tsm.safetensors --labels kinetics400.txt --sampling dense
+        vireo convert resnet50.pth --out resnet50.safetensors
+    """
+    existing(source)
+    from vireo.convert import convert_command
+
+    return convert_command(
+        source,
+        out,
+        labels=labels,
+        temporal=temporal,
+        backbone=backbone,
+        num_frames=num_frames,
+        fold_div=fold_div,
+        stride_in_1x1=stride_in_1x1,
+        size=size,
+        short_side=short_side,
+        sampling=sampling,
+        mean=mean,
+        std=std,
+        weights_only=weights_only,
+        json=json,
+    )
+
+
+def bench_complexity(
+    temporal: str = "tei",
+    backbone: str = "resnet50",
+    checkpoint: Path | None = None,
+    num_classes: int = 400,
+    num_frames: int = 8,
+    size: tuple[int, ...] = (),
+    options: dict[str, Any] = {},  # noqa: B006  # read, never written
+    backbone_options: dict[str, Any] = {},  # noqa: B006
+    json: bool = False,
+) -> int:
+    """Count parameters and multiply-accumulates of a network, part by part.
+
+    Args:
+        temporal: Temporal module, or several joined by +.
+        backbone: Backbone.
+        checkpoint: Count this one's network instead.
+        num_classes: Classes.
+        num_frames: T, frames per clip.
+        size: Height and width of the input, pixels, or one number for both [224; the checkpoint's].
+        options: Options of the temporal module, e.g. --options.stages 4,5.
+        backbone_options: Options of the backbone.
+        json: Print JSON.
+
+    Example:
+        vireo bench complexity --temporal tefe --backbone resnet50 --size 224,256
+        vireo bench complexity --temporal tsm+tfdem --num-classes 101
+        vireo bench complexity --checkpoint runs/gestures/best.safetensors
+    """
+    if checkpoint is not None:
+        existing(checkpoint)
+    from vireo.bench import complexity_command
+
+    return complexity_command(
+        temporal=temporal,
+        backbone=backbone,
+        checkpoint=checkpoint,
+        num_classes=num_classes,
+        num_frames=num_frames,
+        size=height_and_width(size),
+        options=options,
+        backbone_options=backbone_options,
+        json=json,
+    )
+
+
+def bench_papers(json: bool = False) -> int:
+    """Print the five papers' published parameters and GFLOPs beside ours, and their accuracies.
+
+    Args:
+        json: Print JSON.
+
+    Example:
+        vireo bench papers
+    """
+    from vireo.bench import papers_command
+
+    return papers_command(json=json)
+
+
+def bench_speed(
+    temporal: str = "tei",
+    backbone: str = "resnet50",
+    checkpoint: Path | None = None,
+    num_classes: int = 400,
+    num_frames: int = 8,
+    size: tuple[int, ...] = (),
+    batch_sizes: tuple[int, ...] = (1, 16),
+    device: str = "auto",
+    precision: Literal["float32", "bf16"] = "float32",
+    compile: bool = False,
+    repeats: int = 20,
+    options: dict[str, Any] = {},  # noqa: B006
+    backbone_options: dict[str, Any] = {},  # noqa: B006
+    json: bool = False,
+) -> int:
+    """Time a network: latency at batch 1 and videos per second at batch 16, in turns with TSN.
+
+    What Table 2 of the TEINet paper measures; loading is left out.
+
+    Args:
+        temporal: Temporal module, or several joined by +.
+        backbone: Backbone.
+        checkpoint: Time this one's network instead.
+        num_classes: Classes.
+        num_frames: T, frames per clip.
+        size: Height and width of the input, pixels, or one number for both [224; the checkpoint's].
+        batch_sizes: Clips per batch.
+        device: auto, cpu, cuda, cuda:1, mps.
+        precision: float32, or bf16 for autocast.
+        compile: Compile the networks first.
+        repeats: How often each network is timed.
+        options: Options of the temporal module, e.g. --options.stages 4,5.
+        backbone_options: Options of the backbone.
+        json: Print JSON.
+
+    Example:
+        vireo bench speed --temporal tei --backbone resnet50
+        vireo bench speed --checkpoint runs/gestures/best.safetensors --batch-sizes 1
+    """
+    if checkpoint is not None:
+        existing(checkpoint)
+    from vireo.bench import speed_command
+
+    return speed_command(
+        temporal=temporal,
+        backbone=backbone,
+        checkpoint=checkpoint,
+        num_classes=num_classes,
+        num_frames=num_frames,
+        size=height_and_width(size),
+        batch_sizes=batch_sizes,
+        device=device,
+        precision=precision,
+        compile=compile,
+        repeats=repeats,
+        options=options,
+        backbone_options=backbone_options,
+        json=json,
+    )
+
+
+def height_and_width(size: tuple[int, ...]) -> tuple[int, int] | None:
+    """One number for both, or two; none: None.
+
+    Raises:
+        UsageError: more numbers, or sizes below 1.
+    """
+    if not size:
+        return None
+    if len(size) > 2 or min(size) < 1:
+        raise UsageError(f"--size is {','.join(map(str, size))}; it takes one number, or height,width, in pixels")
+    return size[0], size[-1]
+
+
 VERBS: dict[str, Callable[..., int]] = {
     "demo": demo,
     "models": models,
     "data make order": make_order,
     "train": train,
     "eval": evaluate,
+    "fuse": fuse,
     "predict": predict,
+    "prune": prune,
+    "convert": convert,
+    "bench complexity": bench_complexity,
+    "bench papers": bench_papers,
+    "bench speed": bench_speed,
 }
 
 

@@ -90,7 +90,7 @@ class AugmentConfig:
     flip: Literal["auto", "on", "off"] = "auto"
     """Horizontal flip, half of the clips. auto: off where label texts name a direction (left, clockwise, ...)."""
     color_jitter: float = 0.0
-    """Largest relative change of brightness, contrast and saturation; 0 = none."""
+    """Largest relative change of brightness, contrast and saturation; 0 = none. Flow has none."""
 
     def __post_init__(self) -> None:
         _check(
@@ -144,7 +144,8 @@ class TrainConfig(ModelConfig, ViewConfig, AugmentConfig, OptimConfig):
     """Everything a training run needs; the defaults fine-tune on a small data set."""
 
     data: str
-    """A folder with one subfolder per class, or a CSV with the header path,label[,split][,group][,start,end]."""
+    """A folder with one subfolder per class, or a CSV with the header path,label[,split][,group][,start,end].
+    With modality flow the clips are folders of flow images, or .npy arrays."""
     out: str
     """Folder of the run: checkpoints, logs, config.yaml. Made if missing."""
     pretrained: bool | str = True

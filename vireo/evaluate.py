@@ -30,10 +30,12 @@ from vireo.checkpoint import Checkpoint, load_checkpoint
 from vireo.data.annotations import ClipTable, read_table, split_table
 from vireo.data.dataset import Batch, ClipDataset, EpochBatches, Failure, make_loader
 from vireo.data.decode import decoder_name
+from vireo.data.flow import flow_reader_name
 from vireo.devices import choose_device
 from vireo.errors import DataError, UsageError, writing
 from vireo.model import Recognizer
 from vireo.runs import write_failures
+from vireo.scores import SCORES, ScoreTable, clip_names, write_scores
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,6 +93,7 @@ class Evaluation:
         confusion: (K, K) counts, true class first.
         shuffled: top1 with each clip's frames in random order, one value per permutation asked for.
         failures: clips that could not be read, with reasons.
+        clip_scores: the scores of every clip, for `vireo fuse`.
     """
 
     header: dict[str, Any]
@@ -102,6 +105,7 @@ class Evaluation:
     confusion: NDArray[np.int64]
     shuffled: tuple[float, ...] = ()
     failures: tuple[Failure, ...] = ()
+    clip_scores: ScoreTable | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
@@ -281,7 +285,10 @@ def evaluate(
     if not isinstance(checkpoint, Checkpoint):
         checkpoint = load_checkpoint(checkpoint)
     model = checkpoint.model.to(target)
-    table = data if isinstance(data, ClipTable) else read_table(data, label_names=checkpoint.labels)
+    if isinstance(data, ClipTable):
+        table = data
+    else:
+        table = read_table(data, label_names=checkpoint.labels, modality=model.config.modality)
     if table.label_names != checkpoint.labels:
         raise DataError(
             "The table's label names, or their order, are not the model's; read it with "
@@ -292,9 +299,9 @@ def evaluate(
     header = {
         "checkpoint": describe(checkpoint),
         "split": part,
-        "protocol": f"1x1-center: {model.num_frames} frames ({checkpoint.view.sampling}), "
+        "protocol": f"1x1-center: {frames_of(model)} ({checkpoint.view.sampling}), "
         f"short side {checkpoint.view.resize_to}, centre crop {checkpoint.view.size}²",
-        "decoder": decoder_name(),
+        "decoder": decoder_name() if model.config.modality == "rgb" else flow_reader_name(),
         "precision": "32-true",
         "seed": seed,
         "data_hash": table.digest(),
@@ -314,13 +321,29 @@ def evaluate(
     return replace(
         measure(straight, checkpoint.labels, header),
         shuffled=tuple(measure(scores, checkpoint.labels, header).top1 for scores in shuffled),
+        clip_scores=tabulate(straight, table),
+    )
+
+
+def tabulate(scores: Scores, table: ClipTable) -> ScoreTable:
+    """Scores by the clips' names, failed clips with nan."""
+    rows = torch.full((len(table), len(table.label_names)), torch.nan)
+    rows[scores.indices] = scores.logits
+    return ScoreTable(
+        clips=clip_names(table), labels=torch.from_numpy(table.labels), label_names=table.label_names, scores=rows
     )
 
 
 def describe(checkpoint: Checkpoint) -> str:
     """The network in a few words, e.g. ``tei × resnet50, 8 frames``."""
     config = checkpoint.model.config
-    return f"{config.temporal} × {config.backbone}, {config.num_frames} frames"
+    return f"{config.temporal} × {config.backbone}, {frames_of(checkpoint.model)}"
+
+
+def frames_of(model: Recognizer) -> str:
+    """What a model sees of a clip: its frames, or stacks of flow fields."""
+    config = model.config
+    return f"{config.num_frames} " + ("frames" if config.modality == "rgb" else f"× {config.flow_fields} flow fields")
 
 
 def choose_split(table: ClipTable, split: str, provenance: dict[str, Any]) -> tuple[ClipTable, str]:
@@ -353,7 +376,8 @@ def clip_loader(
     model: Recognizer, checkpoint: Checkpoint, table: ClipTable, *, batch_size: int, workers: int
 ) -> Iterable[Batch]:
     """Batches of all clips of the table, in order, prepared as the checkpoint says."""
-    dataset = ClipDataset(table, view=checkpoint.view, num_frames=model.num_frames, augment=None, flip=False, seed=0)
+    fields = model.config.flow_fields if model.config.modality == "flow" else 0
+    dataset = ClipDataset(table, view=checkpoint.view, num_frames=model.num_frames, flow_fields=fields)
     batches = EpochBatches(len(table), batch_size=batch_size, shuffle=False, seed=0)
     return make_loader(dataset, batches, workers=workers)
 
@@ -397,7 +421,7 @@ def print_evaluation(evaluation: Evaluation, console: Console) -> None:
 
 
 def write_evaluation(evaluation: Evaluation, out: Path) -> dict[str, Path]:
-    """Write ``evaluation.json``, ``per_class.csv``, ``confusion.png`` and, if any, ``failed.csv``."""
+    """Write ``evaluation.json``, ``per_class.csv``, ``confusion.png``, ``scores.csv`` and, if any, ``failed.csv``."""
     files = {"json": out / "evaluation.json", "per_class": out / "per_class.csv"}
     with writing(files["json"]):
         out.mkdir(parents=True, exist_ok=True)
@@ -411,6 +435,8 @@ def write_evaluation(evaluation: Evaluation, out: Path) -> dict[str, Path]:
     files["confusion"] = plots.write_png(
         out / "confusion.png", plots.confusion_png(evaluation.confusion, labels, title)
     )
+    if evaluation.clip_scores is not None:
+        files["scores"] = write_scores(out / SCORES, evaluation.clip_scores)
     if evaluation.failures:
         files["failed"] = write_failures(out / "failed.csv", [(f.path, f.reason) for f in evaluation.failures])
     return files

@@ -38,6 +38,7 @@ from vireo.config import ModelConfig
 from vireo.contracts import Branch, BranchOutputs, Site, Tap, TemporalModule, occupied
 from vireo.errors import UnsupportedPairError, UsageError, WeightsError
 from vireo.shapes import Layout, consensus, fold_time, split_time
+from vireo.surgery import apply_pruning
 from vireo.temporal import build_temporal, temporal_modules
 
 
@@ -245,7 +246,7 @@ def create_model(
     in_chans = given.get("in_chans", 3)
     network = build_backbone(backbone, given, num_frames)
     geometry = measure(network, backbone, in_chans, num_frames)
-    plan = plan_insertion(modules, temporal, backbone, publish_sites(network, geometry))
+    plan = plan_insertion(modules, temporal, backbone, publish_sites(network, geometry), geometry.layout)
 
     weights: Weights | None = None
     if pretrained == "":
@@ -259,6 +260,7 @@ def create_model(
     stated = pretrained_config(network)
     _insert(plan, network)
     sites = tuple(site for _, sites in plan for site in sites)
+    apply_pruning(network, sites, pruned or {})
     branches = make_branches(modules, temporal, backbone, geometry.taps, num_classes)
 
     rgb = modality == "rgb"
@@ -333,13 +335,15 @@ Plan = tuple[tuple[TemporalModule, tuple[Site, ...]], ...]
 """Which module goes to which sites."""
 
 
-def plan_insertion(modules: Sequence[TemporalModule], temporal: str, backbone: str, sites: Sequence[Site]) -> Plan:
-    """The sites where each module goes.
+def plan_insertion(
+    modules: Sequence[TemporalModule], temporal: str, backbone: str, sites: Sequence[Site], layout: Layout
+) -> Plan:
+    """The sites where each module goes, in a backbone that takes this layout.
 
     Raises:
         UnsupportedPairError: there are none for one of them, or two want the same; the message says why and what works.
     """
-    plan = tuple((module, choose_sites(module, temporal, backbone, sites)) for module in modules)
+    plan = tuple((module, choose_sites(module, temporal, backbone, sites, layout)) for module in modules)
     paths = [site.path for _, chosen in plan for site in chosen]
     twice = next((path for path in paths if paths.count(path) > 1), None)
     if twice is not None:
@@ -347,7 +351,9 @@ def plan_insertion(modules: Sequence[TemporalModule], temporal: str, backbone: s
     return plan
 
 
-def choose_sites(module: TemporalModule, temporal: str, backbone: str, sites: Sequence[Site]) -> tuple[Site, ...]:
+def choose_sites(
+    module: TemporalModule, temporal: str, backbone: str, sites: Sequence[Site], layout: Layout
+) -> tuple[Site, ...]:
     """The sites where a module goes: by default its anchor, its stages, blocks with a shortcut.
 
     Raises:
@@ -360,7 +366,9 @@ def choose_sites(module: TemporalModule, temporal: str, backbone: str, sites: Se
         return chosen
     there = [site for site in sites if site.anchor == module.anchor and site.has_skip]
     refused = [(site.path, reason) for site in there if (reason := module.refuses(site))]
-    if not sites:
+    if layout == Layout.N_C_T_H_W:
+        why = "it is a 3D network, whose own convolutions see several frames"
+    elif not sites:
         why = f"none of its blocks is of a type that Vireo knows ({supported_blocks()})"
     elif not there:
         why = f"none of its blocks with a shortcut has a place of the kind {module.anchor}"
@@ -368,7 +376,11 @@ def choose_sites(module: TemporalModule, temporal: str, backbone: str, sites: Se
         why = "{1} ({0}, for one)".format(*refused[0])
     else:
         why = f"it is to go into stages {list(module.stages)}; there is room in {sorted({s.stage for s in there})}"
-    raise UnsupportedPairError(
+    raise _unsupported(temporal, backbone, why)
+
+
+def _unsupported(temporal: str, backbone: str, why: str) -> UnsupportedPairError:
+    return UnsupportedPairError(
         f"Temporal module {temporal!r} can't go into backbone {backbone!r}: {why}.\n"
         "'tsn' works on it, and `vireo models --pairs` shows what works where."
     )
@@ -384,7 +396,10 @@ def make_branches(
     """
     found = {}
     for name, module in zip(temporal.split("+"), modules, strict=True):
-        branch = module.branch(taps, num_classes)
+        try:
+            branch = module.branch(taps, num_classes)
+        except UnsupportedPairError as error:
+            raise _unsupported(temporal, backbone, str(error)) from None
         if branch is not None:
             found[name] = branch
     return found

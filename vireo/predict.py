@@ -18,8 +18,9 @@ from torch import Tensor
 
 from vireo import progress
 from vireo.checkpoint import Checkpoint, load_checkpoint
-from vireo.data.annotations import videos_below
+from vireo.data.annotations import clips_below, clips_called
 from vireo.data.decode import read_frames
+from vireo.data.flow import is_flow_clip, read_flow
 from vireo.data.sampling import sample_indices
 from vireo.data.transforms import eval_transform
 from vireo.devices import choose_device
@@ -55,7 +56,7 @@ def predict(
 
     Args:
         checkpoint: a file that `vireo train` wrote, or one already loaded (faster for many videos).
-        video: any file FFmpeg reads.
+        video: any file FFmpeg reads; for a model of optical flow a folder of flow images, or a .npy array.
         top_k: how many classes `Prediction.top` holds.
         device: ``auto``, ``cpu``, ``cuda``, ...
 
@@ -80,19 +81,22 @@ def predict_many(
 
 
 def load_clip(checkpoint: Checkpoint, video: str | Path) -> Tensor:
-    """A video as the model's input, (T, 3, S, S) uint8: the checkpoint's sampling and transform.
+    """A video, or a clip of flow, as the model's input, (T, C, S, S) uint8: the checkpoint's sampling and transform.
 
     Raises:
         DecodeError: the video cannot be read.
     """
-    plan = partial(sample_indices, checkpoint.view.sampling, num_frames=checkpoint.model.num_frames)
+    config = checkpoint.model.config
+    plan = partial(sample_indices, checkpoint.view.sampling, num_frames=config.num_frames)
+    if config.modality == "flow":
+        return eval_transform(read_flow(video, plan, fields=config.flow_fields), checkpoint.view)
     return eval_transform(read_frames(video, plan).data, checkpoint.view)
 
 
 def classify(
     checkpoint: Checkpoint, clip: Tensor, path: str, *, top_k: int = 5, device: torch.device | str = "cpu"
 ) -> Prediction:
-    """The prediction for one clip, (T, 3, S, S) uint8."""
+    """The prediction for one clip, (T, C, S, S) uint8."""
     if top_k < 1:
         raise UsageError(f"top_k is {top_k}; it must be at least 1")
     with torch.inference_mode():
@@ -110,26 +114,28 @@ def _ready(checkpoint: Checkpoint | str | Path, device: str) -> tuple[Checkpoint
     return checkpoint, target
 
 
-def find_videos(inputs: Sequence[str | Path]) -> list[Path]:
+def find_videos(inputs: Sequence[str | Path], modality: str = "rgb") -> list[Path]:
     """The files named, and the videos in the folders named, at any depth, in natural order.
 
-    In folders, hidden files and folders are left out, as in a data set.
+    In folders, hidden files and folders are left out, as in a data set. With ``modality="flow"`` a folder of
+    flow images is one clip, and clips of flow are taken from other folders.
 
     Raises:
         UsageError: a path that does not exist.
-        DataError: a folder without videos.
+        DataError: a folder without videos, or without clips of flow.
     """
+    kind = "video files" if modality == "rgb" else clips_called(modality)
     found: list[Path] = []
     for item in map(Path, inputs):
-        if item.is_dir():
-            inside, _ = videos_below(item)
+        if item.is_dir() and not (modality == "flow" and is_flow_clip(item)):
+            inside, _ = clips_below(item, modality)
             if not inside:
-                raise DataError(f"{item} holds no video files")
+                raise DataError(f"{item} holds no {kind}")
             found += map(Path, inside)
         elif item.exists():
             found.append(item)
         else:
-            raise UsageError(f"{item} does not exist; give videos, or folders that hold some")
+            raise UsageError(f"{item} does not exist; give {clips_called(modality)}, or folders that hold some")
     return found
 
 
@@ -140,8 +146,8 @@ def predict_command(
 
     With ``json`` every file is one line as soon as it is done: its prediction, or its path and error.
     """
-    videos = find_videos(inputs)
     loaded, _ = _ready(checkpoint, device)
+    videos = find_videos(inputs, loaded.model.config.modality)
     failed = 0
     with progress.bar("predict", len(videos)) as advance:
         for video, result in zip(videos, predict_many(loaded, videos, top_k=top_k, device=device), strict=True):

@@ -24,6 +24,7 @@ from vireo.config import ModelConfig, TrainConfig, from_dict, to_dict
 from vireo.data.annotations import ClipTable, Split
 from vireo.data.dataset import Failure
 from vireo.data.decode import decoder_name
+from vireo.data.flow import flow_reader_name
 from vireo.errors import CheckpointError, UsageError, writing
 from vireo.model import Recognizer
 
@@ -90,7 +91,7 @@ def describe_run(config: TrainConfig, data_hash: str, device: torch.device, prec
     return {
         "config": {k: v for k, v in to_dict(config).items() if k not in ("out", "resume")},
         "data_hash": data_hash,
-        "decoder": decoder_name(),
+        "decoder": decoder_name() if config.modality == "rgb" else flow_reader_name(),
         "precision": precision,
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine(),
         "threads": torch.get_num_threads(),

@@ -36,7 +36,7 @@ from vireo.data.dataset import Batch, ClipDataset, EpochBatches, make_loader
 from vireo.data.transforms import flip_allowed
 from vireo.devices import choose_precision
 from vireo.errors import TrainingError, UsageError
-from vireo.evaluate import Evaluation, measure, score_clips
+from vireo.evaluate import Evaluation, frames_of, measure, score_clips
 from vireo.model import Outputs, Recognizer, from_config, is_classifier
 from vireo.optim import freeze_norms_but_first, lr_factor, make_optimizer, set_learning_rate, train_mode
 from vireo.progress import console_beside, make_progress
@@ -126,7 +126,7 @@ class Session:
             network = replace(start.model.config, dropout=config.dropout)
             config = replace(config, pretrained=False, **{f.name: getattr(network, f.name) for f in fields(network)})
         self.config, self.console, self.out = config, console, Path(config.out)
-        table = read_table(config.data)
+        table = read_table(config.data, modality=config.modality)
         claim_folder(self.out, resume=config.resume)
         self.split = split_table(table, val_fraction=config.val_fraction, seed=config.seed)
         self.labels, self.data_hash = table.label_names, table.digest()
@@ -304,7 +304,7 @@ class Session:
         config, split = self.config, self.split
         parameters = sum(p.numel() for p in self.model.parameters()) / 1e6
         lines = [
-            f"[bold]{escape(config.temporal)} × {escape(config.backbone)}[/bold], {config.num_frames} frames of "
+            f"[bold]{escape(config.temporal)} × {escape(config.backbone)}[/bold], {frames_of(self.model)} of "
             f"{config.size}², {parameters:.2f} M parameters, {self.provenance['precision']} on "
             f"{self.fabric.device.type}",
             f"{len(self.labels)} classes: {len(split.train)} training clips, {len(split.val)} validation"
@@ -369,6 +369,7 @@ def make_loaders(
     """Batches and loader of the training part, and the loader of the validation part."""
     view, augment = part(ViewConfig, config), part(AugmentConfig, config)
     common: dict[str, Any] = {"view": view, "num_frames": config.num_frames, "seed": config.seed}
+    common["flow_fields"] = config.flow_fields if config.modality == "flow" else 0
     train_set = ClipDataset(split.train, augment=augment, flip=flip, **common)
     val_set = ClipDataset(split.val, augment=None, flip=False, **common)
     batches = EpochBatches(len(split.train), batch_size=config.batch_size, shuffle=True, seed=config.seed)

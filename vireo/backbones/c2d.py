@@ -39,7 +39,7 @@ def c2d_resnet50(num_frames: int, **timm_options: Any) -> C2D:
     return network
 
 
-class C2D(ResNet):  # type: ignore[misc]  # timm has no types
+class C2D(ResNet):
     """timm's ResNet with ``pool2`` after ``layer1``: (N·T, C, H, W) → (N·T', D), T' = ⌈T / 2⌉."""
 
     def __init__(self, *args: Any, num_frames: int, **options: Any) -> None:
@@ -54,7 +54,7 @@ class C2D(ResNet):  # type: ignore[misc]  # timm has no types
             x = self._stage(stage, x)
         return x
 
-    def _stage(self, stage: nn.Module, x: Tensor) -> Tensor:
+    def _stage(self, stage: Any, x: Tensor) -> Tensor:
         if self.grad_checkpointing:
             return checkpoint(stage, x, use_reentrant=False)  # type: ignore[no-any-return]
         return stage(x)  # type: ignore[no-any-return]

@@ -37,6 +37,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 WIDTH = 768
@@ -67,7 +68,7 @@ class MFNet3D(nn.Module):
         super().__init__()
         channels = 16
         self.stem = nn.Sequential()
-        conv = nn.Conv3d(in_chans, channels, (3, 5, 5), stride=(1, 2, 2), padding=(1, 2, 2), bias=False)
+        conv = TemporalConv3d(in_chans, channels, (3, 5, 5), stride=(1, 2, 2), padding=(1, 2, 2), bias=False)
         self.stem.add_module("conv", conv)
         self.stem.add_module("norm", nn.BatchNorm3d(channels))
         self.stem.add_module("act", nn.ReLU(inplace=True))
@@ -101,7 +102,7 @@ class MFNet3D(nn.Module):
         return self.tail(x)  # type: ignore[no-any-return]
 
     def forward_head(self, x: Tensor, pre_logits: bool = True) -> Tensor:
-        """(N, 768, T', H', W') → (N, 768): global average. There is no classifier, so ``pre_logits`` changes nothing."""
+        """(N, 768, T', H', W') → (N, 768), the mean; without a classifier ``pre_logits`` changes nothing."""
         return x.mean(dim=(2, 3, 4))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -130,14 +131,34 @@ class MultiFiberUnit(nn.Module):
         return self.w1(x) + self.m2(self.m1(multiplexed))  # type: ignore[no-any-return]
 
 
+class TemporalConv3d(nn.Conv3d):
+    """A 3D convolution with a kernel of 3 over time, padded by 1, that has the right gradient of two frames."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """(N, C, T, H, W) → (N, C', T', H', W')."""
+        # Two frames in bfloat16 on a CPU: oneDNN's gradient of the weights is garbage where it pads the time
+        # itself (seen with torch 2.15; 1 frame, 3 and more are right). So they are padded before.
+        if input.shape[2] != 2:
+            return super().forward(input)
+        padded = F.pad(input, (0, 0, 0, 0, 1, 1))
+        padding = (0, *self.padding[1:])
+        return F.conv3d(padded, self.weight, self.bias, self.stride, padding, self.dilation, self.groups)
+
+
 def _norm_act_conv(
-    channels: int, width: int, kernel: tuple[int, int, int], *, stride: tuple[int, int, int] = (1, 1, 1), groups: int = 1
+    channels: int,
+    width: int,
+    kernel: tuple[int, int, int],
+    *,
+    stride: tuple[int, int, int] = (1, 1, 1),
+    groups: int = 1,
 ) -> nn.Sequential:
     layer = nn.Sequential()
     layer.add_module("norm", nn.BatchNorm3d(channels))
     layer.add_module("act", nn.ReLU(inplace=True))
-    padding = tuple(k // 2 for k in kernel)
-    layer.add_module("conv", nn.Conv3d(channels, width, kernel, stride, padding, groups=groups, bias=False))
+    padding = (kernel[0] // 2, kernel[1] // 2, kernel[2] // 2)
+    kind = TemporalConv3d if kernel[0] == 3 else nn.Conv3d
+    layer.add_module("conv", kind(channels, width, kernel, stride, padding, groups=groups, bias=False))
     return layer
 
 

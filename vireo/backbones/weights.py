@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import logging
 import pickle
+import struct
 import urllib.error
 import urllib.request
 import zipfile
@@ -193,7 +194,18 @@ def _read_torch(path: Path) -> Weights:
             f"{path}: refused: reading it would run code stored in the file, or it is no PyTorch file.\n"
             "Save only tensors (torch.save(model.state_dict(), ...)), or better, safetensors."
         ) from error
-    except (RuntimeError, OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
+    except (
+        RuntimeError,
+        OSError,
+        EOFError,
+        ValueError,
+        LookupError,
+        AssertionError,
+        AttributeError,
+        TypeError,
+        struct.error,
+        zipfile.BadZipFile,
+    ) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise WeightsError(f"{path}: not a readable PyTorch file ({reason})") from error
     for _ in range(2):  # {"model": {"state_dict": ...}} occurs

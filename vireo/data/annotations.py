@@ -23,6 +23,7 @@ from typing import NamedTuple, TextIO
 import numpy as np
 import numpy.typing as npt
 
+from vireo.data.flow import is_flow_clip
 from vireo.errors import DataError, UsageError
 
 _ENDINGS = """
@@ -208,17 +209,19 @@ class Split(NamedTuple):
     test: ClipTable | None
 
 
-def read_table(data: str | Path, *, label_names: Sequence[str] | None = None) -> ClipTable:
+def read_table(data: str | Path, *, label_names: Sequence[str] | None = None, modality: str = "rgb") -> ClipTable:
     """Read a data set: a folder with one subfolder per class, or a CSV file.
 
     In a folder the class is the name of the immediate subfolder; videos lie in it at any depth. If all
     subfolders are called train, val or test, the classes are the folders in those. A CSV has the header
     ``path,label[,split][,group][,start,end]``; paths are relative to its folder, start and end in seconds.
-    A folder with exactly one such CSV directly in it stands for that CSV.
+    A folder with exactly one such CSV directly in it stands for that CSV. With ``modality="flow"`` clips are
+    folders of flow images or .npy arrays (`vireo.data.flow`) in place of videos.
 
     Args:
         data: the folder or CSV file.
         label_names: labels and their order, e.g. a checkpoint's; by default those found, in natural order.
+        modality: rgb or flow, what the clips of a folder are.
 
     Raises:
         UsageError: the path does not exist or is neither folder nor CSV.
@@ -227,7 +230,7 @@ def read_table(data: str | Path, *, label_names: Sequence[str] | None = None) ->
     path = Path(data)
     if path.is_dir():
         lists = _lists_in(path)
-        return _read_csv(lists[0], label_names) if len(lists) == 1 else _read_folder(path, label_names)
+        return _read_csv(lists[0], label_names) if len(lists) == 1 else _read_folder(path, label_names, modality)
     if path.is_file():
         if is_video(path):
             raise UsageError(f"{path} is a video; give a folder with one subfolder per class, or a CSV file")
@@ -250,7 +253,8 @@ def natural_order(names: Iterable[str]) -> list[str]:
 # Folders
 
 
-def _read_folder(root: Path, label_names: Sequence[str] | None) -> ClipTable:
+def _read_folder(root: Path, label_names: Sequence[str] | None, modality: str) -> ClipTable:
+    kind = clips_called(modality)
     try:
         top = _subfolders(root)
         split_of = {name: _SPLIT_WORDS.get(name.lower()) for name in top}
@@ -259,31 +263,31 @@ def _read_folder(root: Path, label_names: Sequence[str] | None) -> ClipTable:
             classes = [(c, root / s / c, split_of[s]) for s in top for c in _subfolders(root / s)]
         else:
             classes = [(name, root / name, None) for name in top]
-        found = [(label, split, *videos_below(folder)) for label, folder, split in classes]
+        found = [(label, split, *clips_below(folder, modality)) for label, folder, split in classes]
     except OSError as error:
         raise DataError(f"{error.filename or root} can't be read: {error.strerror}") from None
     if not classes:
-        loose = videos_below(root)[0]
-        where = f"{len(loose)} videos lie directly in {root}" if loose else f"{root} holds no subfolders"
-        raise DataError(f"{where}; put the videos of each class into a subfolder named after it, or list them in a CSV")
+        loose = clips_below(root, modality)[0]
+        where = f"{len(loose)} {kind} lie directly in {root}" if loose else f"{root} holds no subfolders"
+        raise DataError(f"{where}; put the {kind} of each class into a subfolder named after it, or list them in a CSV")
     ignored = Counter[str]()
     for _, _, _, others in found:
         ignored.update(others)
     notes = []
     if ignored:
-        kinds = ", ".join(f"{n} × {kind or 'without ending'}" for kind, n in ignored.most_common(5))
-        notes.append(f"{root}: ignored {ignored.total()} files that are not videos ({kinds})")
+        kinds = ", ".join(f"{n} × {ending or 'without ending'}" for ending, n in ignored.most_common(5))
+        notes.append(f"{root}: ignored {ignored.total()} files that are not {kind} ({kinds})")
     if not any(videos for _, _, videos, _ in found):
         raise DataError(
-            f"{root} holds no videos in its {len(classes)} class folders"
+            f"{root} holds no {kind} in its {len(classes)} class folders"
             + (f" (only {kinds})" if ignored else "")
-            + "; a video's name ends in .mp4, .avi, .mkv, .webm, …"
+            + _LOOKS[modality]
         )
     filled = {label for label, _, videos, _ in found if videos}
     empty = natural_order({label for label, _, _, _ in found} - filled)
     if empty and label_names is None:
         raise DataError(
-            f"{root}: no videos in class folder{'s' * (len(empty) > 1)} {_some(empty)}; "
+            f"{root}: no {kind} in class folder{'s' * (len(empty) > 1)} {_some(empty)}; "
             "add some, or remove the folder or start its name with a dot"
         )
     rows = [(path, label, split) for label, split, videos, _ in found for path in videos]
@@ -304,13 +308,24 @@ def _subfolders(folder: Path) -> list[str]:
         return natural_order(e.name for e in entries if not e.name.startswith(".") and e.is_dir())
 
 
-def videos_below(folder: Path) -> tuple[list[str], Counter[str]]:
-    """The videos in a folder at any depth, in natural order, and the endings of the other files.
+def clips_called(modality: str) -> str:
+    """What clips are, in a sentence: videos, or clips of flow."""
+    return {"rgb": "videos", "flow": "clips of flow"}[modality]
+
+
+_LOOKS = {
+    "rgb": "; a video's name ends in .mp4, .avi, .mkv, .webm, …",
+    "flow": "; a clip of flow is a folder of flow_x_00001.jpg, flow_y_00001.jpg, …, or a .npy array",
+}
+
+
+def clips_below(folder: Path, modality: str = "rgb") -> tuple[list[str], Counter[str]]:
+    """The clips in a folder at any depth, in natural order, and the endings of the other files.
 
     Whatever has a video's name and is no folder counts, broken links too: a clip that can't be read
-    is to be reported, not overlooked.
+    is to be reported, not overlooked. Of flow, .npy files and folders of flow images count.
     """
-    videos: list[str] = []
+    clips: list[str] = []
     others = Counter[str]()
     waiting, seen = [folder], set()
     while waiting:
@@ -323,14 +338,14 @@ def videos_below(folder: Path) -> tuple[list[str], Counter[str]]:
             for entry in entries:
                 if entry.name.startswith("."):
                     continue
-                if entry.is_dir():
+                is_folder = entry.is_dir()
+                if is_flow_clip(entry.path) if modality == "flow" else not is_folder and is_video(entry.name):
+                    clips.append(entry.path)
+                elif is_folder:
                     waiting.append(Path(entry.path))
-                    continue
-                if is_video(entry.name):
-                    videos.append(entry.path)
                 else:
                     others[os.path.splitext(entry.name)[1].lower()] += 1
-    return natural_order(videos), others
+    return natural_order(clips), others
 
 
 # CSV

@@ -21,16 +21,17 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from vireo.config import AugmentConfig, ViewConfig
 from vireo.data.annotations import ClipTable
 from vireo.data.decode import read_frames
+from vireo.data.flow import read_flow
 from vireo.data.sampling import Indices, sample_indices
 from vireo.data.transforms import eval_transform, train_transform
-from vireo.errors import DecodeError, UsageError
+from vireo.errors import DataError, DecodeError, UsageError
 
 
 class Sample(NamedTuple):
     """One clip, ready for the model."""
 
     clip: Tensor
-    """(T, 3, S, S) uint8, channels last."""
+    """(T, C, S, S) uint8, channels last; C is 3, or 2 · fields of stacked flow."""
     label: int
     index: int  # type: ignore[assignment]  # hides tuple.index
     """Its row in the table."""
@@ -48,7 +49,7 @@ class Batch(NamedTuple):
     """Clips of a batch, and those that failed."""
 
     clips: Tensor
-    """(N, T, 3, S, S) uint8 whose memory is N, T, S, S, 3; N may be smaller than the batch size, or 0."""
+    """(N, T, C, S, S) uint8 whose memory is N, T, S, S, C; N may be smaller than the batch size, or 0."""
     labels: Tensor
     """(N,) int64."""
     indices: Tensor
@@ -62,6 +63,11 @@ class ClipDataset(Dataset[Sample | Failure]):
 
     Items are addressed by (epoch, index). With ``augment`` frames are drawn at random and varied, as in
     training; without, the sampling and the crop are those of evaluation and the epoch does not matter.
+    With ``flow_fields`` the clips are optical flow, and that many successive fields are stacked; 0 = videos.
+
+    Raises:
+        UsageError: ``num_frames`` is below 1, or ``flow_fields`` below 0.
+        DataError: cuts of flow clips, which have no time stamps.
     """
 
     def __init__(
@@ -72,9 +78,19 @@ class ClipDataset(Dataset[Sample | Failure]):
         augment: AugmentConfig | None = None,
         flip: bool = False,
         seed: int = 0,
+        *,
+        flow_fields: int = 0,
     ) -> None:
         if num_frames < 1:
             raise UsageError(f"num_frames is {num_frames}; it must be at least 1")
+        if flow_fields < 0:
+            raise UsageError(f"flow_fields is {flow_fields}; it must be at least 1, or 0 for videos")
+        if flow_fields and not (np.isnan(table.starts).all() and np.isnan(table.ends).all()):
+            raise DataError(
+                "start and end are seconds of a video, and clips of flow have no times; "
+                "leave both empty and give every cut a folder or array of its own"
+            )
+        self.flow_fields = flow_fields
         self.table, self.view, self.num_frames = table, view, num_frames
         self.augment, self.flip, self.seed = augment, flip, seed
 
@@ -92,12 +108,15 @@ class ClipDataset(Dataset[Sample | Failure]):
             return sample_indices(self.view.sampling, frame_count, self.num_frames, rng)
 
         try:
-            frames = read_frames(record.path, plan, start=record.start, end=record.end).data
+            if self.flow_fields:
+                frames = read_flow(record.path, plan, fields=self.flow_fields)
+            else:
+                frames = read_frames(record.path, plan, start=record.start, end=record.end).data
         except DecodeError as error:
             return Failure(index, record.path, error.reason)
         if self.augment:
             rng = np.random.default_rng((*seeds, 1))
-            clip = train_transform(frames, self.view, self.augment, rng, self.flip)
+            clip = train_transform(frames, self.view, self.augment, rng, self.flip, flow=self.flow_fields > 0)
         else:
             clip = eval_transform(frames, self.view)
         return Sample(clip, record.label, index)

@@ -1,7 +1,8 @@
 """Frames to model input, on uint8 tensors: the same random choice for all frames of a clip.
 
-Frames are (T, 3, H, W) uint8 whose memory is T, H, W, 3 (channels last), as the decoder writes them,
-and stay so: torchvision's fast uint8 resize wants it, and so does the network.
+Frames are (T, C, H, W) uint8 whose memory is T, H, W, C (channels last), as the decoder writes them,
+and stay so: torchvision's fast uint8 resize wants it, and so does the network. C is 3, or 2 · fields of
+stacked flow (`vireo.data.flow`); the values of flow are not rescaled with its images, as in TSN.
 """
 
 from __future__ import annotations
@@ -16,6 +17,9 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
 from vireo.config import AugmentConfig, ViewConfig
+from vireo.data.flow import mirror_flow
+
+_FAST_CHANNELS = 4  # torch's fast resize of channels_last uint8 takes no more; 10 at once take three times as long
 
 # Texts that name a direction which a mirror image turns round.
 _WORDS = """
@@ -31,11 +35,11 @@ def eval_transform(frames: Tensor, view: ViewConfig) -> Tensor:
     """Resize the short side to ``view.resize_to`` and cut the centre square of side ``view.size``.
 
     Args:
-        frames: (T, 3, H, W) uint8.
+        frames: (T, C, H, W) uint8.
         view: the sizes, pixels.
 
     Returns:
-        (T, 3, size, size) uint8, channels last.
+        (T, C, size, size) uint8, channels last.
     """
     height, width = frames.shape[-2:]
     short = min(height, width)
@@ -46,7 +50,13 @@ def eval_transform(frames: Tensor, view: ViewConfig) -> Tensor:
 
 
 def train_transform(
-    frames: Tensor, view: ViewConfig, augment: AugmentConfig, rng: np.random.Generator, flip: bool
+    frames: Tensor,
+    view: ViewConfig,
+    augment: AugmentConfig,
+    rng: np.random.Generator,
+    flip: bool,
+    *,
+    flow: bool = False,
 ) -> Tensor:
     """Multi-scale crop, resize, colour jitter and flip, one draw for the whole clip.
 
@@ -54,21 +64,23 @@ def train_transform(
     one step apart in ``augment.scales``; it stands at one of 13 fixed places.
 
     Args:
-        frames: (T, 3, H, W) uint8.
+        frames: (T, C, H, W) uint8.
         view: size of the result, pixels.
         augment: the scales and the strength of the jitter.
         rng: where all choices are drawn from.
         flip: whether half of the clips are mirrored.
+        flow: whether these are stacks of optical flow: then there is no colour jitter, and a mirror image
+            moves the other way.
 
     Returns:
-        (T, 3, size, size) uint8, channels last.
+        (T, C, size, size) uint8, channels last.
     """
     top, left, height, width = crop_box(frames.shape[-2], frames.shape[-1], augment.scales, rng)
     frames = _resize(frames[..., top : top + height, left : left + width], view.size, view.size)
-    if augment.color_jitter:
+    if augment.color_jitter and not flow:
         frames = _jitter(frames, augment.color_jitter, rng)
     if flip and rng.random() < 0.5:
-        frames = frames.flip(-1)
+        frames = mirror_flow(frames) if flow else frames.flip(-1)
     return _channels_last(frames)
 
 
@@ -133,6 +145,9 @@ def _names_direction(label: str) -> bool:
 def _resize(frames: Tensor, height: int, width: int) -> Tensor:
     if frames.shape[-2:] == (height, width):
         return frames
+    if frames.shape[1] > _FAST_CHANNELS:
+        parts = torch.split(frames, _FAST_CHANNELS, dim=1)
+        return torch.cat([_resize(_channels_last(part), height, width) for part in parts], dim=1)
     size = [height, width]
     resized: Tensor = F.resize(frames, size, interpolation=InterpolationMode.BILINEAR, antialias=True)
     return resized

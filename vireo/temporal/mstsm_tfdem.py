@@ -194,6 +194,7 @@ class MultiScaleShift(nn.Module):
     """
 
     index: Tensor
+    places: Tensor
 
     def __init__(
         self, channels: int, frames: int, *, one_div: int, two_div: int, scales: str, merge: Sequence[int] = ()
@@ -206,26 +207,36 @@ class MultiScaleShift(nn.Module):
         self.added = (4 if scales == "3" else 2) * self.two
         self._sizes = [self.one, self.one, self.width - 2 * self.one - 2 * self.two, self.two, self.two]
         if self.merge:
-            apart = set(self.merge)
-            index = [*(c for c in range(channels) if c not in apart), *self.merge]
-            self.register_buffer("index", torch.tensor(index), persistent=False)
+            apart = [c for c in range(channels) if c not in set(self.merge)]
+            first = self.merge[0]  # as many channels stand before the mean
+            self.register_buffer("index", torch.tensor([*apart, *self.merge]), persistent=False)
+            places = [*apart[:first], first, *apart[first:], *[0] * self.added]
+            self.register_buffer("places", torch.tensor(places), persistent=False)
             start, self._holder = 0, 0  # the part in which the mean stands
-            while start + self._sizes[self._holder] <= self.merge[0]:
+            while start + self._sizes[self._holder] <= first:
                 start += self._sizes[self._holder]
                 self._holder += 1
-            left = self.merge[0] - start
+            left = first - start
             self._sizes[self._holder : self._holder + 1] = [left, self._sizes[self._holder] - 1 - left]
+
+    @property
+    def ways(self) -> tuple[int, ...]:
+        """How many frames away the copies are, in the order in which they stand."""
+        return (2, -2, 3, -3) if self.scales == "3" else (2, -2)
 
     def copies(self) -> list[tuple[int, int]]:
         """For each added channel, in order: the channel of C' that it copies, and how many frames away."""
-        first = self.width - 2 * self.two
-        ways = (2, -2, 3, -3) if self.scales == "3" else (2, -2)
-        return [(first + (0 if way > 0 else self.two) + i, way) for way in ways for i in range(self.two)]
+        return [(self._copied(way) + i, way) for way in self.ways for i in range(self.two)]
+
+    def _copied(self, way: int) -> int:  # the first of the channels of C' that are copied
+        return self.width - (2 if way > 0 else 1) * self.two
 
     def forward(self, features: Tensor) -> Tensor:
         """(N·T, C, H, W) → (N·T, C' + added, H, W); channels_last in, channels_last out."""
         # In (N, T, H, W, C) the parts are runs of the innermost axis, and all are written by one `cat`.
         x = split_time(features.permute(0, 2, 3, 1), self.frames)
+        if self.merge and not torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            return self._in_place(x).flatten(0, 1).permute(0, 3, 1, 2)
         after, before, rest, later, earlier = self._parts(x)
         parts = [*self._from(after, 1), *self._from(before, -1), *rest]
         if self.two:
@@ -247,6 +258,35 @@ class MultiScaleShift(nn.Module):
         parts, at = [[piece] for piece in pieces], self._holder
         parts[at : at + 2] = [[pieces[at], members.mean(dim=-1, keepdim=True), pieces[at + 1]]]
         return parts
+
+    def _in_place(self, x: Tensor) -> Tensor:
+        # One pass in place of two, which is what makes a pruned network faster in eager inference. With a
+        # gradient it would cost copies, and compilers fuse the two passes by themselves.
+        y = torch.gather(x, -1, self.places.expand(*x.shape[:-1], -1))  # (N, T, H, W, C' + added)
+        members = self.index[-len(self.merge) :]
+        y[..., self.merge[0]] = torch.gather(x, -1, members.expand(*x.shape[:-1], -1)).mean(dim=-1)
+        if self.two:
+            for i, way in enumerate(self.ways):
+                start, source = self.width + i * self.two, self._copied(way)
+                copied = y[..., source : source + self.two]
+                for t in range(self.frames):
+                    self._put(y[..., start : start + self.two], t, copied, self._source(t, way))
+        after, before = y[..., : self.one], y[..., self.one : 2 * self.one]
+        for t in range(self.frames):  # in an order in which no frame is overwritten before it is read
+            self._put(after, t, after, t + 1)
+            self._put(before, self.frames - 1 - t, before, self.frames - 2 - t)
+        return y
+
+    def _source(self, t: int, way: int) -> int:
+        if self.scales == "2var" and not 0 <= t + way < self.frames:
+            return t - 3 if way > 0 else t + 3
+        return t + way
+
+    def _put(self, to: Tensor, t: int, given: Tensor, source: int) -> None:
+        if 0 <= source < self.frames:
+            to[:, t].copy_(given[:, source])
+        else:
+            to[:, t].zero_()
 
     def _from(self, part: list[Tensor], offset: int) -> list[Tensor]:  # t takes t + offset; zeros beyond the ends
         return [self._window(x, offset, self.frames) for x in part]

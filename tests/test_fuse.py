@@ -1,0 +1,285 @@
+"""Fusion of scores: against numbers worked out by hand, clips matched by name, tables that can't be used."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from vireo import cli
+from vireo.checkpoint import Checkpoint
+from vireo.config import ViewConfig
+from vireo.data.annotations import ClipTable, StringColumn, read_table
+from vireo.errors import DataError, StorageError, UsageError
+from vireo.evaluate import evaluate, write_evaluation
+from vireo.fuse import fuse_scores, fuse_tables, match_clips
+from vireo.model import create_model
+from vireo.scores import ScoreTable, clip_names, read_scores, write_scores
+
+from .video_tools import write_class_folders
+
+CLASSES = ("clap", "jump", "wave")
+NAN = [float("nan")] * 3
+
+
+def table(rows: dict[str, tuple[str, list[float]]], classes: tuple[str, ...] = CLASSES) -> ScoreTable:
+    """From clip → (label, scores)."""
+    return ScoreTable(
+        clips=tuple(rows),
+        labels=torch.tensor([classes.index(label) for label, _ in rows.values()]),
+        label_names=classes,
+        scores=torch.tensor([scores for _, scores in rows.values()]),
+    )
+
+
+# Worked out by hand with the weights 1 and 1.5:
+#   clip     truth   RGB              flow             RGB + 1.5 · flow
+#   clap/a   clap    2  1    0    ✓   0  1  0          2  2.5  0
+#   clap/b   clap    0  1    0        2  1  0   ✓      3  2.5  0       ✓
+#   jump/a   jump    0  0.5  1        0  1  0   ✓      0  2    1       ✓
+#   wave/a   wave    1  0    2.75 ✓   2  0  1          4  0    4.25    ✓
+RGB = {
+    "clap/a": ("clap", [2.0, 1.0, 0.0]),
+    "clap/b": ("clap", [0.0, 1.0, 0.0]),
+    "jump/a": ("jump", [0.0, 0.5, 1.0]),
+    "wave/a": ("wave", [1.0, 0.0, 2.75]),
+}
+FLOW = {
+    "clap/a": ("clap", [0.0, 1.0, 0.0]),
+    "clap/b": ("clap", [2.0, 1.0, 0.0]),
+    "jump/a": ("jump", [0.0, 1.0, 0.0]),
+    "wave/a": ("wave", [2.0, 0.0, 1.0]),
+}
+FUSED = [[2.0, 2.5, 0.0], [3.0, 2.5, 0.0], [0.0, 2.0, 1.0], [4.0, 0.0, 4.25]]
+
+
+# --- the sum --------------------------------------------------------------------------------------------------
+
+
+def test_scores_are_summed_before_softmax() -> None:
+    rgb, flow = table(RGB).scores, table(FLOW).scores
+    assert fuse_scores([rgb, flow], (1.0, 1.5)).tolist() == FUSED
+    assert fuse_scores([rgb, flow]).tolist() == (rgb + flow).tolist()  # by default all weigh the same
+    assert fuse_scores([rgb]).tolist() == rgb.tolist()
+    assert fuse_scores([rgb, flow, rgb], (0.5, 0, 0.25)).tolist() == (0.75 * rgb).tolist()
+    # A sum of probabilities would answer otherwise: here one stream is sure of itself by a large margin.
+    sure, doubtful = torch.tensor([[9.0, 0.0]]), torch.tensor([[0.0, 4.0]])
+    assert fuse_scores([sure, doubtful], (1, 2)).argmax() == 0
+    assert (sure.softmax(1) + 2 * doubtful.softmax(1)).argmax() == 1
+
+
+@pytest.mark.parametrize(
+    ("weights", "says"),
+    [
+        ((1.0,), "for 2 streams; give one for each"),
+        ((1.0, 1.0, 1.0), "for 2 streams"),
+        ((1.0, -1.0), "0 or more"),
+        ((1.0, float("nan")), "0 or more"),
+        ((1.0, float("inf")), "0 or more"),
+        ((0.0, 0.0), "one above 0"),
+    ],
+)
+def test_weights_that_make_no_sense(weights: tuple[float, ...], says: str) -> None:
+    with pytest.raises(UsageError, match=says):
+        fuse_scores([torch.zeros(2, 3)] * 2, weights)
+
+
+def test_shapes_must_agree() -> None:
+    with pytest.raises(UsageError, match=r"\(2, 3\) and \(2, 4\)"):
+        fuse_scores([torch.zeros(2, 3), torch.zeros(2, 4)])
+    with pytest.raises(UsageError, match="no scores"):
+        fuse_scores([])
+
+
+# --- clips ----------------------------------------------------------------------------------------------------
+
+
+def test_a_fusion_worked_out_by_hand() -> None:
+    fusion = fuse_tables([table(RGB), table(FLOW)], (1, 1.5), ["rgb", "flow"])
+    assert fusion.evaluation.clip_scores is not None
+    assert fusion.evaluation.clip_scores.scores.tolist() == FUSED
+    rgb, flow = fusion.streams
+    assert (rgb.evaluation.top1, flow.evaluation.top1, fusion.evaluation.top1) == (0.5, 0.5, 0.75)
+    # Of the classes clap, jump, wave: RGB ½, 0, 1; flow ½, 1, 0; together ½, 1, 1.
+    assert rgb.evaluation.mean_class == pytest.approx(0.5)
+    assert flow.evaluation.mean_class == pytest.approx(0.5)
+    assert fusion.evaluation.mean_class == pytest.approx(2.5 / 3)
+    assert fusion.evaluation.top5 == 1.0
+    assert (rgb.clips, rgb.failed, rgb.unmatched) == (4, 0, 0)
+    header = fusion.evaluation.header
+    assert (header["expected"], header["scored"], header["failed"]) == (4, 4, 0)
+    assert header["checkpoint"] == "1 × rgb + 1.5 × flow"
+
+
+def test_clips_that_not_all_scored_are_counted() -> None:
+    rgb = {**RGB, "wave/only_rgb": ("wave", [0.0, 0.0, 1.0]), "jump/a": ("jump", NAN)}
+    flow = {"jump/only_flow": ("jump", [0.0, 1.0, 0.0]), **dict(reversed(FLOW.items())), "wave/bad": ("wave", NAN)}
+    fusion = fuse_tables([table(rgb), table(flow)], (1, 1.5))
+    first, second = fusion.streams
+    assert (first.clips, first.failed, first.unmatched) == (5, 1, 1)  # only_rgb
+    assert (second.clips, second.failed, second.unmatched) == (6, 1, 2)  # only_flow, and jump/a
+    header = fusion.evaluation.header
+    assert (header["expected"], header["scored"], header["failed"]) == (7, 3, 4)
+    assert fusion.evaluation.clip_scores is not None
+    assert fusion.evaluation.clip_scores.clips == ("clap/a", "clap/b", "wave/a")
+    assert fusion.evaluation.clip_scores.scores.tolist() == [FUSED[0], FUSED[1], FUSED[3]]
+    assert first.evaluation.top1 == pytest.approx(2 / 3)  # on these three clips
+
+
+def test_three_streams_with_classes_in_other_orders() -> None:
+    turned = ("wave", "clap", "jump")
+    other = table({clip: (label, [s[2], s[0], s[1]]) for clip, (label, s) in FLOW.items()}, turned)
+    fusion = fuse_tables([table(RGB), other, table(FLOW)], (1, 1, 0.5))
+    assert fusion.evaluation.clip_scores is not None
+    assert fusion.evaluation.clip_scores.scores.tolist() == FUSED
+    assert fusion.evaluation.clip_scores.label_names == CLASSES
+    assert [stream.evaluation.top1 for stream in fusion.streams] == [0.5, 0.5, 0.5]
+
+
+def test_names_are_matched_by_their_last_part_where_that_tells_clips_apart() -> None:
+    flat = {name.replace("/", "_"): row for name, row in FLOW.items()}
+    nested = {f"{row[0]}/{name.replace('/', '_')}": row for name, row in RGB.items()}
+    assert [r.tolist() for r in match_clips([table(nested), table(flat)])] == [[0, 1, 2, 3]] * 2
+    twice = {"day1/clap/a": RGB["clap/a"], "day1/jump/a": RGB["jump/a"]}  # "a" could be either
+    assert [r.tolist() for r in match_clips([table(twice), table(FLOW)])] == [[], []]
+    with pytest.raises(DataError, match=r"no clip in common.*'day1/clap/a', 'clap/a'"):
+        fuse_tables([table(twice), table(FLOW)])
+
+
+def test_streams_that_contradict_each_other() -> None:
+    with pytest.raises(DataError, match=r"clip 'jump/a' is 'jump' in rgb and 'wave' in flow"):
+        fuse_tables([table(RGB), table({**FLOW, "jump/a": ("wave", [0.0] * 3)})], names=["rgb", "flow"])
+    with pytest.raises(DataError, match="different classes; 'jump' is in one of them only"):
+        fuse_tables([table(RGB), table({"clap/a": ("clap", [0.0] * 3)}, ("clap", "run", "wave"))])
+
+
+def test_names_are_the_same_for_videos_and_their_flow() -> None:
+    def named(*paths: str, starts: tuple[float, ...] | None = None) -> tuple[str, ...]:
+        nan = np.full(len(paths), np.nan)
+        first = nan if starts is None else np.array(starts)
+        labels = np.zeros(len(paths), dtype=np.int64)
+        return clip_names(
+            ClipTable(paths=StringColumn(paths), labels=labels, label_names=("a",), starts=first, ends=nan)
+        )
+
+    assert named("/d/rgb/wave/a.v2.mp4", "/d/rgb/clap/b.AVI") == ("wave/a.v2", "clap/b")
+    assert named("flow/wave/a.v2", "flow/clap/b.npy") == ("wave/a.v2", "clap/b")
+    assert named("x/a.mp4") == ("a",)
+    assert named("x/a.mp4", "x/a.avi", "x/b.avi") == ("a.mp4", "a.avi", "b")
+    assert named("x/a.mp4", "x/a.mp4", starts=(0.5, 2)) == ("a [0.5, end) s", "a [2.0, end) s")
+
+
+# --- files ----------------------------------------------------------------------------------------------------
+
+
+def test_a_table_comes_back_from_its_file_bit_for_bit(tmp_path: Path) -> None:
+    generator = torch.Generator().manual_seed(0)
+    classes = ("clap", 'say "a, b"', "日本\nx", "=1+1")
+    scores = torch.randn(50, 4, generator=generator) * 10 ** torch.randint(-30, 30, (50, 1), generator=generator)
+    scores[7] = torch.nan
+    clips = tuple(f"a, {i}/\udcff{i}" for i in range(50))  # names of files need not be UTF-8
+    labels = torch.randint(0, 4, (50,), generator=generator)
+    written = ScoreTable(clips=clips, labels=labels, label_names=classes, scores=scores)
+    for place in (write_scores(tmp_path / "scores.csv", written), tmp_path):
+        found = read_scores(place)
+        assert found.clips == clips and found.label_names == classes and torch.equal(found.labels, labels)
+        assert torch.equal(found.scores.view(torch.int32), scores.view(torch.int32))
+        assert found.read.tolist() == [i != 7 for i in range(50)]
+    with pytest.raises(StorageError, match=r"gone.*could not be written"):
+        write_scores(tmp_path / "gone" / "scores.csv", written)
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("", "its first line must be clip,label,CLASS"),
+        ("path,label\nx,y\n", "its first line must be clip,label,CLASS"),
+        ("clip,label\n", "its first line must be"),
+        ("clip,label,a,b\n", "lists no clips"),
+        ("clip,label,a,a\nx,a,1,2\n", "a class occurs twice"),
+        ("clip,label,a,b\nx,a,1\n", "row 2: 3 values for 4 columns"),
+        ("clip,label,a,b\nx,a,1,2\ny,c,1,2\n", "row 3: label 'c' is not among"),
+        ("clip,label,a,b\nx,a,1,2\nx,a,1,2\n", "row 3: clip 'x' stands in row 2 already"),
+        ("clip,label,a,b\nx,a,1,wave\n", "row 2: could not convert string to float: 'wave'"),
+        ("clip,label,a,b\nx,a,1,\n", "row 2: could not convert string to float: ''"),
+        ("clip,label,a,b\nx,a,1,nan\n", "row 2: a score is infinite or not a number"),
+        ("clip,label,a,b\nx,a,1,1e999\n", "row 2: a score is infinite or not a number"),
+        ('clip,label,a,b\nx,a,1,"2\n', "line"),
+        ("clip,label,a,b\n" + "x" * 200_000, "field larger than field limit"),
+    ],
+)
+def test_files_that_are_no_tables(tmp_path: Path, text: str, says: str) -> None:
+    path = tmp_path / "scores.csv"
+    path.write_text(text)
+    with pytest.raises(DataError, match=str(path)) as caught:
+        read_scores(path)
+    assert says in str(caught.value)
+
+
+def test_binary_and_missing_files(tmp_path: Path) -> None:
+    (tmp_path / "x.npz").write_bytes(b"PK\x03\x04" + bytes(range(256)) * 20)
+    with pytest.raises(DataError, match=r"x\.npz"):
+        read_scores(tmp_path / "x.npz")
+    with pytest.raises(UsageError, match="does not exist"):
+        read_scores(tmp_path / "gone.csv")
+    (tmp_path / "run").mkdir()
+    with pytest.raises(UsageError, match=r"run holds no scores\.csv"):
+        read_scores(tmp_path / "run")
+
+
+# --- the command ----------------------------------------------------------------------------------------------
+
+
+def test_evaluations_are_fused_by_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = write_class_folders(tmp_path / "clips", {"clap": 3, "wave": 3}, frames=8)
+    (data / "wave" / "bad.mp4").write_bytes(b"not a video")
+    evaluations, folders = [], []
+    for frames in (2, 4):
+        torch.manual_seed(frames)
+        model = create_model("tsn", "resnet10t", num_classes=2, num_frames=frames)
+        torch.nn.init.normal_(model.classifier.weight)
+        checkpoint = Checkpoint(model=model.eval(), labels=("clap", "wave"), view=ViewConfig(size=32))
+        evaluations.append(evaluate(checkpoint, read_table(data), workers=0))
+        folders.append(tmp_path / f"{frames}f.eval")
+        write_evaluation(evaluations[-1], folders[-1])
+    tables = [read_scores(folder) for folder in folders]
+    assert tables[0].clips == tables[1].clips
+    assert tables[0].clips[0] == "clap/clap_0" and tables[0].read.tolist() == [True] * 3 + [False] + [True] * 3
+    for found, evaluation in zip(tables, evaluations, strict=True):
+        scores, labels = found.scores[found.read], found.labels[found.read]
+        assert float((scores.argmax(1) == labels).float().mean()) == pytest.approx(evaluation.top1)
+
+    capsys.readouterr()
+    assert cli.main(["fuse", *map(str, folders), "--weights", "1,1.5", "--json", "--out", str(tmp_path / "both")]) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert [stream["top1"] for stream in said["streams"]] == [evaluation.top1 for evaluation in evaluations]
+    assert [(s["clips"], s["failed"], s["unmatched"], s["weight"]) for s in said["streams"]] == [
+        (7, 1, 0, 1.0),
+        (7, 1, 0, 1.5),
+    ]
+    assert (said["fusion"]["expected"], said["fusion"]["scored"], said["fusion"]["failed"]) == (7, 6, 1)
+    fused = read_scores(tmp_path / "both")
+    expected = tables[0].scores + 1.5 * tables[1].scores
+    assert torch.equal(fused.scores, expected[tables[0].read])
+    right = (fused.scores.argmax(1) == fused.labels).float().mean()
+    assert said["fusion"]["top1"] == pytest.approx(float(right))
+
+    assert cli.main(["fuse", *map(str, folders)]) == 0
+    shown = capsys.readouterr().out
+    assert "together" in shown and "1 of 7 clips left out" in shown and "before softmax" in shown
+
+
+def test_the_command_says_what_is_wrong(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    one = str(write_scores(tmp_path / "one.csv", table(RGB)))
+    for words, says in [
+        ([one], "two models or more"),
+        ([one, str(tmp_path / "gone.csv")], "gone.csv does not exist"),
+        ([one, one, "--weights", "1"], "weights are [1.0] for 2 streams"),
+        ([one, one, "--weights", "1,x"], "--weights"),
+    ]:
+        assert cli.main(["fuse", *words]) == 2
+        shown = capsys.readouterr().err
+        assert says in shown and 1 <= len(shown.splitlines()) <= 2 and "Traceback" not in shown

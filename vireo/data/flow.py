@@ -1,0 +1,283 @@
+"""Stacked optical flow: folders of flow images and NumPy arrays to the input of a temporal stream.
+
+A field of flow says how far every pixel moves from one frame to the next, x to the right and y down. As an
+image it is uint8 with 128 for no motion: v pixels are round(255 · (v + 20) / 40), clipped at ±20 pixels, as in
+TSN (Wang et al., ECCV 2016). A model sees ``fields`` successive ones at each of its T positions:
+
+    F = 10 fields, fields = 5: 6 possible starts     starts       0   1   2   3   4   5
+    T = 2: the sampler takes starts 1 and 4          stack 0      1 2 3 4 5
+                                                     stack 1      4 5 6 7 8
+    channels of a stack, in TSN's order              x1 y1 x2 y2 x3 y3 x4 y4 x5 y5
+
+A clip of fewer than ``fields`` fields gives one stack, in which fields are repeated in order, as frames are in a
+video shorter than T.
+
+Images of a field, JPEG or PNG, in one folder per clip; u stands for x and v for y:
+
+    flow_x_00001.jpg flow_y_00001.jpg …      x_00001.jpg y_00001.jpg …      x/00001.jpg … y/00001.jpg …
+
+Their numbers give the order. Arrays are ``.npy`` files of shape (F, 2, H, W) or (F, H, W, 2), uint8 as above or
+floating point in pixels; they are read as data, never as code.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+import tokenize
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torchvision
+from torch import Tensor
+from torchvision.io import ImageReadMode, decode_image
+
+from vireo.data.sampling import Indices, segment_indices
+from vireo.errors import DecodeError
+
+UInt8 = npt.NDArray[np.uint8]
+
+BOUND = 20.0
+"""Flow at which images saturate, pixels."""
+MAX_SIDE = 16384
+MAX_PIXELS = 1 << 24
+_MAX_FILE = 64 << 20  # bytes of one image
+_ENDING = r"\.(?:jpe?g|png)"
+_FLAT = re.compile(rf"(?:flow_)?([xyuv])_?([0-9]+){_ENDING}", re.IGNORECASE)
+_NUMBERED = re.compile(rf"(?:.*[^0-9])?([0-9]+){_ENDING}", re.IGNORECASE)
+_AXIS = {"x": 0, "u": 0, "y": 1, "v": 1}
+
+
+def flow_reader_name() -> str:
+    """What reads flow, and its version, for the record of a result."""
+    return f"flow fields by torchvision {torchvision.__version__}, NumPy {np.__version__}"
+
+
+def is_flow_clip(path: str | Path) -> bool:
+    """Whether a path is laid out like a clip of flow, a folder of flow images or a .npy file; no image is opened.
+
+    Raises:
+        OSError: a folder that can't be listed.
+    """
+    if os.path.isdir(path):
+        return any(True for _ in _images(path))
+    return os.fspath(path).lower().endswith(".npy")
+
+
+def read_flow(path: str | Path, plan: Callable[[int], Indices], *, fields: int) -> Tensor:
+    """Read the stacks of flow that a plan asks for.
+
+    Args:
+        path: a folder of flow images, or a .npy file.
+        plan: called with the number of possible starts, max(1, F - fields + 1), gives the T starts wanted, sorted.
+        fields: successive fields in a stack.
+
+    Returns:
+        (T, 2 · fields, H, W) uint8 whose memory is T, H, W, 2 · fields (channels last).
+
+    Raises:
+        DecodeError: it can't be read, is damaged, or holds no flow.
+    """
+    path = os.fspath(path)
+    try:
+        source = _Folder(path) if os.path.isdir(path) else _Array(path)
+        count = len(source)
+        starts = plan(max(1, count - fields + 1))
+        within = segment_indices(min(count, fields), fields)  # 0 … fields - 1, or fewer with repeats
+        wanted, places = np.unique(starts[:, None] + within, return_inverse=True)
+        read = source.read(wanted)
+    except OSError as error:
+        missing = isinstance(error, FileNotFoundError | NotADirectoryError)
+        raise DecodeError(path, "no such file or folder" if missing else f"can't be read ({error.strerror})") from None
+    stacks = read[places.reshape(len(starts), fields)].transpose(0, 2, 3, 1, 4)  # (T, H, W, fields, 2)
+    frames = np.ascontiguousarray(stacks).reshape(*stacks.shape[:3], 2 * fields)
+    return torch.from_numpy(frames).permute(0, 3, 1, 2)
+
+
+def mirror_flow(stacks: Tensor) -> Tensor:
+    """Stacks of flow of the mirrored video: images mirrored left to right, horizontal motion negated.
+
+    A value q of a horizontal channel becomes 256 - q: no motion, 128, stays 128, and the model's input, centred
+    there, is negated exactly. 0 becomes 255, the nearest there is. (TSN's 255 - q turns stillness into motion.)
+
+    Args:
+        stacks: (..., 2 · fields, H, W) uint8, channels x1, y1, x2, y2, …
+
+    Returns:
+        The same shape, new memory.
+    """
+    mirrored = stacks.flip(-1)
+    horizontal = mirrored[..., 0::2, :, :]
+    # In uint8, -q is 256 - q for every q but 0.
+    horizontal.copy_(horizontal.clamp(min=1).neg())
+    return mirrored
+
+
+def to_uint8(flow: npt.NDArray[np.floating]) -> UInt8:
+    """Flow in pixels as TSN's images: clipped to ±20, scaled to 0..255, rounded to nearest, ties to even."""
+    clipped = np.clip(flow.astype(np.float32), -BOUND, BOUND)
+    scaled: UInt8 = np.rint((clipped + np.float32(BOUND)) * np.float32(255 / (2 * BOUND))).astype(np.uint8)
+    return scaled
+
+
+# Folders of images
+
+
+class _Folder:
+    """A clip as images; its length is its number of fields."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        found: tuple[dict[int, str], dict[int, str]] = ({}, {})
+        for axis, number, file in _images(path):
+            if number in found[axis]:
+                raise DecodeError(path, f"{'xy'[axis]} image number {number} occurs twice")
+            found[axis][number] = file
+        across, down = found
+        if not across and not down:
+            raise DecodeError(path, "holds no flow images (flow_x_00001.jpg, flow_y_00001.jpg, …)")
+        if len(across) != len(down):
+            raise DecodeError(path, f"{len(across)} x images and {len(down)} y images; a field needs one of each")
+        numbers = sorted(across)
+        if alone := [n for n in numbers if n not in down]:
+            raise DecodeError(path, f"x image number {alone[0]} has no y image")
+        self._files = [(across[n], down[n]) for n in numbers]
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    def read(self, indices: Indices) -> UInt8:
+        """(U, H, W, 2) uint8."""
+        fields: UInt8 | None = None
+        for i, index in enumerate(indices.tolist()):
+            for axis, file in enumerate(self._files[index]):
+                image = self._image(file)
+                if fields is None:
+                    fields = np.empty((len(indices), *image.shape, 2), dtype=np.uint8)
+                if image.shape != fields.shape[1:3]:
+                    sizes = "×".join(map(str, image.shape[::-1])), "×".join(map(str, fields.shape[2:0:-1]))
+                    raise self._fault(file, f"{sizes[0]} pixels where others have {sizes[1]}")
+                fields[i, :, :, axis] = image
+        assert fields is not None  # a plan asks for one field at least
+        return fields
+
+    def _image(self, file: str) -> UInt8:
+        """(H, W)."""
+        status = os.stat(file)
+        if not stat.S_ISREG(status.st_mode):  # opening a FIFO would wait for ever
+            raise self._fault(file, "not a regular file")
+        if not 0 < status.st_size <= _MAX_FILE:
+            raise self._fault(file, "empty file (0 bytes)" if not status.st_size else "too large for an image")
+        with open(file, "rb") as opened:
+            data = bytearray(opened.read())
+        size = _picture_size(data)
+        if size is None:
+            raise self._fault(file, "not a JPEG or PNG image, or its header is damaged")
+        if not _sane(*size):  # before memory is taken for it
+            raise self._fault(file, f"{size[1]}×{size[0]} pixels are more than any real flow's")
+        try:
+            image = decode_image(torch.frombuffer(data, dtype=torch.uint8), ImageReadMode.GRAY)
+        except RuntimeError:
+            raise self._fault(file, "damaged or cut short") from None
+        if image.dtype != torch.uint8:
+            raise self._fault(file, "16 bits per pixel; flow images have 8")
+        array: UInt8 = image[0].numpy()
+        return array
+
+    def _fault(self, file: str, what: str) -> DecodeError:
+        return DecodeError(self._path, f"{os.path.relpath(file, self._path)}: {what}")
+
+
+def _images(folder: str | Path) -> Iterator[tuple[int, int, str]]:
+    """Axis (0 = x, 1 = y), number and path of every flow image, in no order."""
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if match := _FLAT.fullmatch(entry.name):
+                yield _AXIS[match[1].lower()], int(match[2]), entry.path
+            elif entry.name.lower() in _AXIS and entry.is_dir():
+                with os.scandir(entry.path) as inside:
+                    for file in inside:
+                        if not file.name.startswith(".") and (match := _NUMBERED.fullmatch(file.name)):
+                            yield _AXIS[entry.name.lower()], int(match[1]), file.path
+
+
+def _picture_size(data: bytes | bytearray) -> tuple[int, int] | None:
+    """Height and width that the header of a JPEG or PNG states; None if it is neither."""
+    if data[:8] == b"\x89PNG\r\n\x1a\n" and data[12:16] == b"IHDR" and len(data) >= 24:
+        return int.from_bytes(data[20:24], "big"), int.from_bytes(data[16:20], "big")
+    if data[:2] != b"\xff\xd8":
+        return None
+    at = 2
+    while at + 9 <= len(data) and data[at] == 0xFF:
+        marker = data[at + 1]
+        if marker == 0xFF or marker == 0x01 or 0xD0 <= marker <= 0xD8:  # padding, or a marker that stands alone
+            at += 1 if marker == 0xFF else 2
+        elif 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):  # start of frame
+            return int.from_bytes(data[at + 5 : at + 7], "big"), int.from_bytes(data[at + 7 : at + 9], "big")
+        else:
+            at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")
+    return None
+
+
+def _sane(height: int, width: int) -> bool:
+    return 0 < height <= MAX_SIDE and 0 < width <= MAX_SIDE and height * width <= MAX_PIXELS
+
+
+# Arrays
+
+
+class _Array:
+    """A clip as a memory-mapped .npy file; its length is its number of fields."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        status = os.stat(path)
+        if not stat.S_ISREG(status.st_mode):
+            raise DecodeError(path, "not a regular file")
+        if not path.lower().endswith(".npy"):
+            raise DecodeError(path, "not a clip of flow; that is a folder of flow images, or a .npy array")
+        shape, fortran, dtype, offset = self._header()
+        if dtype != np.uint8 and dtype.kind != "f":  # of objects too, which only unpickling could read
+            raise DecodeError(path, f"values of type {dtype}; flow is uint8 (128 = no motion) or float32 (pixels)")
+        if len(shape) != 4 or (shape[1] == 2) == (shape[3] == 2):
+            raise DecodeError(path, f"shape {shape}; flow is (F, 2, H, W) or (F, H, W, 2)")
+        self._first = shape[1] == 2
+        if shape[0] < 1 or not _sane(*(shape[2:] if self._first else shape[1:3])):
+            raise DecodeError(path, f"shape {shape} is empty, or larger than any real flow's")
+        needed = offset + dtype.itemsize * shape[0] * shape[1] * shape[2] * shape[3]
+        if status.st_size < needed:
+            raise DecodeError(path, f"cut short: {status.st_size} bytes where its shape {shape} needs {needed}")
+        order = "F" if fortran else "C"
+        self._values = np.memmap(path, dtype=dtype, mode="r", offset=offset, shape=shape, order=order)  # type: ignore[call-overload]
+
+    def _header(self) -> tuple[tuple[int, ...], bool, np.dtype[np.generic], int]:
+        """Shape, whether in Fortran's order, type, and where the values begin, bytes."""
+        with open(self._path, "rb") as file:
+            try:
+                version = np.lib.format.read_magic(file)
+                read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+                shape, fortran, dtype = read[version](file)
+            except OSError:
+                raise
+            # The header is text, parsed as a literal: damage shows itself in many ways.
+            except (ValueError, TypeError, KeyError, SyntaxError, tokenize.TokenError, MemoryError, RecursionError):
+                raise DecodeError(self._path, "not a .npy array, or its header is damaged") from None
+            return shape, fortran, dtype, file.tell()
+
+    def __len__(self) -> int:
+        return int(self._values.shape[0])
+
+    def read(self, indices: Indices) -> UInt8:
+        """(U, H, W, 2) uint8."""
+        values = np.asarray(self._values[indices])  # a copy of the fields wanted
+        if self._first:
+            values = values.transpose(0, 2, 3, 1)
+        if values.dtype == np.uint8:
+            return values
+        if not np.isfinite(values).all():
+            raise DecodeError(self._path, "holds values that are infinite or not a number")
+        return to_uint8(values)
