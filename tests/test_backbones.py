@@ -20,6 +20,7 @@ from vireo.backbones import (
     build_backbone,
     fit_weights,
     flow_of,
+    hub_model,
     measure,
     publish_sites,
     read_weights,
@@ -297,6 +298,14 @@ def test_without_a_network_the_remedy_is_named_at_once(monkeypatch, tmp_path: Pa
         create_model("tsn", "resnet10t", num_classes=2, pretrained=True)
     assert len(str(error.value).splitlines()) <= 2
     assert hub.HF_HUB_OFFLINE is False or "HF_HUB_OFFLINE" in __import__("os").environ
+
+
+def test_whose_weights_the_hub_gives() -> None:
+    networks = {name: build_backbone(name, {}, 4) for name in ("resnet18", "c2d_resnet50", "mfnet")}
+    assert hub_model("resnet18", networks["resnet18"], {"stem_width": 8}) == ("resnet18", {"stem_width": 8})
+    assert hub_model("c2d_resnet50", networks["c2d_resnet50"], {"stride_in_1x1": True}) == ("resnet50", {})
+    with pytest.raises(WeightsError, match="--pretrained PATH"):
+        hub_model("mfnet", networks["mfnet"], {})
 
 
 def test_the_shared_mobilenet_weights() -> None:

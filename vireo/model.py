@@ -26,6 +26,7 @@ from vireo.backbones import (
     fit_stem,
     fit_weights,
     flow_of,
+    hub_model,
     measure,
     name_faults,
     pretrained_config,
@@ -252,7 +253,7 @@ def create_model(
     if pretrained == "":
         raise UsageError("pretrained is empty; it takes true, false or the path of a weights file")
     if pretrained is True:
-        weights = fetch_weights(backbone, options)
+        weights = fetch_weights(*hub_model(backbone, network, options))
     elif pretrained:
         weights = read_weights(str(pretrained))
     if weights is not None and not weights.whole:  # before the surgery, so no weight needs a new name

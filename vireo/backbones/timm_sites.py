@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from vireo.backbones.c2d import C2D, c2d_resnet50
 from vireo.backbones.mfnet import MFNet3D, mfnet
 from vireo.contracts import Anchor, ConvFacts, Site, Tap
-from vireo.errors import UnknownNameError, UnsupportedPairError, UsageError
+from vireo.errors import UnknownNameError, UnsupportedPairError, UsageError, WeightsError
 from vireo.shapes import Layout
 
 
@@ -54,6 +54,8 @@ def _shortcut_module(block: Any) -> bool:
 _RESNET = BlockFacts(
     branch_in=("conv1",), spatial=("conv2",), project_in=("aa", "conv3"), has_skip=_always
 )  # a downsample of None is the identity; what follows the spatial convolution goes before `aa`, its pooling
+
+REMEDY = "give a file instead: pretrained='weights.safetensors' (on the command line: --pretrained PATH)"
 
 BLOCKS: Mapping[type[nn.Module], BlockFacts] = {
     resnet.Bottleneck: _RESNET,
@@ -219,6 +221,19 @@ def pretrained_config(backbone: nn.Module) -> Mapping[str, Any]:
     config: Any = backbone.pretrained_cfg
     stated: Mapping[str, Any] = config if isinstance(config, Mapping) else config.to_dict()
     return stated
+
+
+def hub_model(name: str, network: nn.Module, options: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    """The timm model whose pretrained weights fit a backbone, and its options: ``c2d_resnet50`` takes ``resnet50``'s.
+
+    Raises:
+        WeightsError: timm has no such model.
+    """
+    if name in OWN:
+        name = str(pretrained_config(network).get("architecture"))
+        if not timm.is_model(name):
+            raise WeightsError(f"No hub has weights for {name!r}; {REMEDY}.")
+    return name, {option: value for option, value in options.items() if option != "stride_in_1x1"}
 
 
 def input_size(backbone: nn.Module) -> tuple[int, int]:

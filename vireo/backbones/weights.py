@@ -24,10 +24,8 @@ from safetensors import SafetensorError, safe_open
 from timm.models import adapt_input_conv
 from torch import Tensor, nn
 
-from vireo.backbones.timm_sites import pretrained_config
+from vireo.backbones.timm_sites import REMEDY, pretrained_config
 from vireo.errors import UsageError, WeightsError
-
-REMEDY = "give a file instead: pretrained='weights.safetensors' (on the command line: --pretrained PATH)"
 
 _WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model")
 _PREFIXES = ("_orig_mod.", "module.")
@@ -52,6 +50,10 @@ class Weights:
 
 def fetch_weights(name: str, options: Mapping[str, Any]) -> Weights:
     """Pretrained weights that timm knows of a backbone, from its hub or the local cache of it.
+
+    Args:
+        name: timm's name.
+        options: of timm's constructor.
 
     Raises:
         WeightsError: the hub can't be reached, or has no weights for this backbone.

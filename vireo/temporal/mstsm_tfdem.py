@@ -14,7 +14,7 @@ MSTSM. Site: the input of the residual branch's first convolution, in blocks wit
 TFDEM. A second path that reads the stem's output, (N·T, C, 56, 56) of 224² inputs, and gives (N, K) scores:
 
     stem ─► conv 3, s2 ─► conv 3, s2 ─► norm ─► difference, ×2 ─► tanh ─► conv 3 ─► conv 2 ─► norm, ReLU ─► pool ─► FC
-       C, 56²     64, 27²      64, 13²               64, 26²             128, 24²  128, 23²               128, 2²   K
+       C, 56²     64, 28²      64, 14²               64, 28²             128, 28²  128, 27²               128, 2²   K
 
 What the paper leaves open, and deviations:
 1. The copies of the two-unit block are taken from the last 2·f2 channels, which the one-unit block left in
@@ -28,8 +28,10 @@ What the paper leaves open, and deviations:
 4. EfficientNet-B0 has 4,249,537 parameters with MSTSM in its blocks with a shortcut (paper: 4.23 M).
 5. TFDEM: the text names strided convolutions, a bilinear upsampling, the subtraction, then convolution,
    pooling and a fully connected layer. Widths, kernels, norms, tanh, ReLU, the pooling to 2×2 and the
-   missing padding and biases are inferred: with them TFDEM has 265,189 parameters at 101 classes and the
-   network the published 24.5 M (24,521,354), EfficientNet-B0 4.49 M (4,496,294).
+   missing biases are inferred: with them TFDEM has 265,189 parameters at 101 classes and the network the
+   published 24.5 M (24,521,354), EfficientNet-B0 4.49 M (4,496,294). The 3×3 convolutions are padded, the
+   2×2 one isn't: 0.142 GMACs per frame. (Without padding, 0.110; the published GFLOPs, cut off after one
+   decimal, allow both.)
 6. The difference is taken before the upsampling, which is linear: the same result at a quarter of the work.
    It is x[t−1] − x[t]; the first frame stays as it is, as in Fig. 6.
 7. A stem that ends at 112² is pooled to 56² first (max, 3×3, stride 2).
@@ -333,16 +335,14 @@ class TemporalFeatureDifference(Branch):
     """TFDEM: the stem's output, (N·T, C, H, W) or (N, C, T, H, W), to scores (N, K)."""
 
     width: ClassVar[int] = 64
-    smallest: ClassVar[int] = 11
-    """Rows and columns that the unpadded convolutions need at stride 4, to leave one of each."""
 
     def __init__(self, tap: Tap, num_classes: int, fusion: str) -> None:
         super().__init__(tap)
         width = self.width
-        self.conv1 = nn.Conv2d(tap.channels, width, 3, stride=2, bias=False)
-        self.conv2 = nn.Conv2d(width, width, 3, stride=2, bias=False)
+        self.conv1 = nn.Conv2d(tap.channels, width, 3, stride=2, padding=1, bias=False)
+        self.conv2 = nn.Conv2d(width, width, 3, stride=2, padding=1, bias=False)
         self.norm1 = nn.BatchNorm2d(width)
-        self.conv3 = nn.Conv2d(width, 2 * width, 3, bias=False)
+        self.conv3 = nn.Conv2d(width, 2 * width, 3, padding=1, bias=False)
         self.conv4 = nn.Conv2d(2 * width, 2 * width, 2, bias=False)
         self.norm2 = nn.BatchNorm2d(2 * width)
         self.classifier = nn.Linear(4 * 2 * width, num_classes)
@@ -357,16 +357,12 @@ class TemporalFeatureDifference(Branch):
             tapped: (N·T, C, H, W), or (N, C, T, H, W) on a 3D backbone.
             visuals: also give ``differences``, (N, T, h, w): how far each frame's features are from those of
                 the frame before, the mean over channels of the absolute values, in [0, 1] (Fig. 6).
-
-        Raises:
-            UsageError: images too small for the unpadded convolutions.
         """
         frames = self.tap.frames
         x = tapped if self.tap.layout == Layout.NT_C_H_W else fold_time(tapped.transpose(1, 2))
-        self._check_size(x.shape[2], x.shape[3])
         for _ in range(self.tap.stage, 2):
             x = F.max_pool2d(x, 3, stride=2, padding=1)
-        x = split_time(self.norm1(self.conv2(self.conv1(x))), frames)  # (N, T, 64, 13, 13)
+        x = split_time(self.norm1(self.conv2(self.conv1(x))), frames)  # (N, T, 64, 14, 14)
         first, rest = torch.split(x, [1, frames - 1], dim=1)
         difference = fold_time(torch.cat((first, x[:, :-1] - rest), dim=1))
         difference = torch.tanh(F.interpolate(difference, scale_factor=2.0, mode="bilinear"))
@@ -379,12 +375,3 @@ class TemporalFeatureDifference(Branch):
             fused = (split_time(scores, frames) * self.fusion[:, None]).sum(dim=1)
         pictures = {"differences": split_time(difference.abs().mean(dim=1), frames)} if visuals else None
         return BranchOutputs(logits=fused, visuals=pictures)
-
-    def _check_size(self, height: int, width: int) -> None:
-        smallest = (self.smallest - 1) * 2 ** max(0, 2 - self.tap.stage) + 1  # the pooling rounds up
-        if height < smallest or width < smallest:
-            stride = 2**self.tap.stage
-            raise UsageError(
-                f"Images of about {height * stride} × {width * stride} pixels are too small for tfdem, whose "
-                f"convolutions aren't padded: use at least {smallest * stride} × {smallest * stride}."
-            )
