@@ -26,7 +26,11 @@ MODULES += ["te", "fe", "tefe", "stfm", "twm", "stw", "kpsem"]
 NETWORK = ["--backbone", "resnet10t", "--backbone-options", "{channels: [32, 64, 128, 256], stem_width: 16}"]
 RECIPE = ["--pretrained", "false", "--size", "64", "--short-side", "64", "--lr", "0.003"]
 RECIPE += ["--head-lr-scale", "1", "--warmup-epochs", "1", "--eval-every", "4", "--workers", "1"]
-OPTIONS = {"kpsem": ["--temporal-options", "{stage: 3}"]}  # 8×8 maps of 64² images; stage 4 has 4×4
+OPTIONS = {
+    "kpsem": ["--temporal-options", "{stage: 3}"],  # 8×8 maps of 64² images; stage 4 has 4×4
+    # resnet10t has one block per stage, where the paper's placement gives TE alone.
+    "tefe": ["--temporal-options", "{te_blocks: [1, 1, 0, 0], fe_blocks: [0, 0, 1, 1]}"],
+}
 
 
 def main() -> None:

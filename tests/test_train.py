@@ -300,12 +300,14 @@ def test_schedules_at_their_corners(clips: Path) -> None:
 
 
 def test_partial_batch_norm_freezes_all_but_the_first() -> None:
-    model = create_model("tsm", "resnet10t", num_classes=3, num_frames=2)
+    model = create_model("tsm+tfdem", "resnet10t", num_classes=3, num_frames=2)
     freeze_norms_but_first(model)
     train_mode(model, partial_bn=True)
     first, *rest = batch_norms(model)
     assert first.training and first.weight.requires_grad
     assert not any(norm.training or norm.weight.requires_grad or norm.bias.requires_grad for norm in rest)
+    fresh = model.branches["tfdem"].norm1  # it has no statistics to keep
+    assert fresh.training and fresh.weight.requires_grad and fresh not in rest
     before = [norm.running_mean.clone() for norm in rest]
     model(torch.rand(2, 2, 3, 32, 32))
     assert all(torch.equal(norm.running_mean, old) for norm, old in zip(rest, before, strict=True))

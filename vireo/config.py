@@ -122,7 +122,7 @@ class OptimConfig:
     clip_grad: float = 20.0
     """Largest norm of all gradients together; 0 = no clipping."""
     partial_bn: bool = False
-    """Freeze every batch norm but the first (for fine-tuning on UCF101, HMDB51)."""
+    """Freeze every batch norm of the backbone but the first (for fine-tuning on UCF101, HMDB51)."""
     label_smoothing: float = 0.0
     """Share of the target that is spread over all classes."""
     ema_decay: float = 0.0

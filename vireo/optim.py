@@ -63,13 +63,13 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, factor: float) -> None:
         group["lr"] = group["base_lr"] * factor
 
 
-def freeze_norms_but_first(model: nn.Module) -> None:
+def freeze_norms_but_first(model: Recognizer) -> None:
     """Partial batch norm of TSN: the affine parameters of every batch norm but the first stay fixed."""
     for norm in batch_norms(model)[1:]:
         norm.requires_grad_(False)
 
 
-def train_mode(model: nn.Module, *, partial_bn: bool) -> None:
+def train_mode(model: Recognizer, *, partial_bn: bool) -> None:
     """Training mode; with partial batch norm every norm but the first keeps its running statistics."""
     model.train()
     if partial_bn:
@@ -77,6 +77,6 @@ def train_mode(model: nn.Module, *, partial_bn: bool) -> None:
             norm.eval()
 
 
-def batch_norms(model: nn.Module) -> list[nn.Module]:
-    """All batch norms, in the order in which the modules are registered."""
-    return [m for m in model.modules() if isinstance(m, _BatchNorm)]
+def batch_norms(model: Recognizer) -> list[nn.Module]:
+    """The backbone's batch norms, in the order in which the modules are registered; a branch's are new, and trained."""
+    return [m for m in model.backbone.modules() if isinstance(m, _BatchNorm)]

@@ -4,7 +4,8 @@ Wu, Chiu: "Action Recognition Using Multi-Scale Temporal Shift Module and Tempor
 Extraction Based on 2D CNN", Journal of Software Engineering and Applications 14, 2021, section 3.5. Written
 from the paper's text; eq. numbers are its own.
 
-Targets are the convolutions behind a temporal shift. With ratios R_in = R_out = 1/10 of the channels:
+Targets are the convolutions behind a temporal shift. With ratios of 1/10 of the channels (the text states none; the
+published 22.4 M parameters come out with these):
 
     previous block                                        this block
     conv3 ──► norm ──(+)──► ReLU ──┬─► mean ──► shift ──► conv1 ──► norm ──► ReLU ──► conv2 ──► …
