@@ -30,6 +30,8 @@ SUPPORTED = [
     and not (backbone == "mfnet" and temporal not in _ON_3D)
 ]
 OPTIONS: dict[str, dict[str, Any]] = {"c2d_resnet50": {"layers": [1, 1, 1, 1]}}  # small ones, for speed
+# The paper's placement has TE alone where a stage has one block, as here.
+TEMPORAL_OPTIONS: dict[str, dict[str, Any]] = {"tefe": {"te_blocks": (1, 1, 0, 0), "fe_blocks": (0, 0, 2, 2)}}
 SIZE = 64
 CLASSES = 5
 
@@ -83,9 +85,14 @@ def added_parameters(model: Recognizer) -> dict[str, nn.Parameter]:
 @cache
 def _template(temporal: str, backbone: str, frames: int) -> Recognizer:
     torch.manual_seed(0)
-    options = OPTIONS.get(backbone, {})
     model = create_model(
-        temporal, backbone, num_classes=CLASSES, num_frames=frames, dropout=0.0, backbone_options=options
+        temporal,
+        backbone,
+        num_classes=CLASSES,
+        num_frames=frames,
+        dropout=0.0,
+        backbone_options=OPTIONS.get(backbone, {}),
+        **TEMPORAL_OPTIONS.get(temporal, {}),
     )
     return randomise(model)
 

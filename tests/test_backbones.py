@@ -283,8 +283,37 @@ def test_fine_tuning_from_a_checkpoint_keeps_backbone_and_temporal_weights(tmp_p
     own, old = model.backbone.state_dict(), trained.backbone.state_dict()
     assert all(torch.equal(own[k], old[k]) for k in old)
     assert create_model("tsm", "resnet10t", num_classes=2, pretrained=path).sites  # takes the backbone alone
-    with pytest.raises(WeightsError, match=r"'tei' on 'resnet10t'; that does not fit 'tim'"):
+    with pytest.raises(WeightsError, match=r"'tei' on 'resnet10t'; that does not fit 'tim'.*\n.*--init"):
         create_model("tim", "resnet10t", num_classes=2, pretrained=path)
+
+
+@pytest.mark.parametrize("temporal", ["tsn", "tei", "mstsm", "mstsm_tfdem", "tefe", "fe", "stw", "kpsem", "tsm+tfdem"])
+def test_any_module_starts_from_a_plain_models_backbone(temporal: str, tmp_path: Path) -> None:
+    from vireo import save_checkpoint
+
+    trained = network("tsm", "resnet10t")
+    save_checkpoint(tmp_path / "tsm.safetensors", trained, labels="abcde", view=ViewConfig(), provenance={})
+    model = create_model(temporal, "resnet10t", num_classes=2, num_frames=4, pretrained=tmp_path / "tsm.safetensors")
+    own, old = model.backbone.state_dict(), trained.backbone.state_dict()
+    same = [k for k in old if k in own and own[k].shape == old[k].shape]
+    assert len(same) > 0.8 * len(old) and all(torch.equal(own[k], old[k]) for k in same)
+    if "mstsm" in temporal:  # the widened kernels hold the old ones
+        name = "layer1.0.conv1.weight"
+        assert torch.equal(own[name][:, : old[name].shape[1]], old[name])
+
+
+@pytest.mark.parametrize("temporal", ["mstsm_tfdem", "fe", "kpsem"])
+def test_fine_tuning_from_the_same_network(temporal: str, tmp_path: Path) -> None:
+    from vireo import save_checkpoint
+
+    trained = network(temporal, "resnet10t")
+    save_checkpoint(tmp_path / "x.safetensors", trained, labels="abcde", view=ViewConfig(), provenance={})
+    model = create_model(temporal, "resnet10t", num_classes=2, num_frames=4, pretrained=tmp_path / "x.safetensors")
+    own, old = model.state_dict(), trained.state_dict()
+    kept = [k for k in own if "classifier" not in k]
+    assert all(torch.equal(own[k], old[k]) for k in kept)
+    with pytest.raises(WeightsError, match="--init"):
+        create_model("tei", "resnet10t", num_classes=2, pretrained=tmp_path / "x.safetensors", stages=(2,))
 
 
 def test_without_a_network_the_remedy_is_named_at_once(monkeypatch, tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ from tests.model_tools import (
     planted,
 )
 from vireo.config import ViewConfig
-from vireo.contracts import Site, TemporalModule, prepend
+from vireo.contracts import Site, SiteModule, TemporalModule, prepend
 from vireo.errors import UnsupportedPairError
 from vireo.model import create_model, supported_pairs
 from vireo.shapes import split_time
@@ -230,7 +230,7 @@ class Mean(nn.Module):
 
 def recipe_of(module: type[nn.Module]) -> type[TemporalModule]:
     @dataclass(frozen=True, kw_only=True)
-    class Planted(TemporalModule):
+    class Planted(SiteModule):
         def insert(self, site: Site, leaf: nn.Module) -> nn.Module:
             return prepend(site, leaf, module())
 

@@ -13,7 +13,7 @@ from torch import nn
 import vireo
 from tests.model_tools import clips, distance, network
 from vireo.errors import UnknownNameError, UnsupportedPairError, UsageError
-from vireo.model import count_macs, count_parameters, create_model, from_config, why_unsupported
+from vireo.model import count_macs, count_parameters, create_model, from_config
 from vireo.shapes import fold_time
 
 
@@ -160,11 +160,6 @@ def test_wrong_clips(bad, message: str) -> None:
     model = network("tsm", "resnet10t")
     with pytest.raises(UsageError, match=message):
         model(bad(clips(model, 2)))
-
-
-def test_why_a_pair_is_not_supported() -> None:
-    assert why_unsupported("tsn", "test_vit") is None
-    assert "Bottleneck" in (why_unsupported("tei", "test_vit") or "")
 
 
 def test_importing_the_package_loads_nothing_heavy() -> None:

@@ -199,7 +199,7 @@ def test_the_shift_keeps_channels_last(scales: str, merge: tuple[int, ...]) -> N
 
 
 def test_scales_may_be_a_number() -> None:
-    assert MSTSM(scales=2) == MSTSM() and MSTSM(scales=1).scales == "1"
+    assert MSTSM(scales=2) == MSTSM() and MSTSM(scales="1").scales == 1
 
 
 @pytest.mark.parametrize(
@@ -425,7 +425,7 @@ def test_losses_can_be_switched_off() -> None:
 
 @pytest.mark.parametrize(
     "options",
-    [{"fusion": "max"}, {"main_loss": 1}, {"tfdem_loss": "no"}, {"stages": ()}],
+    [{"consensus": "max"}, {"main_loss": 1}, {"tfdem_loss": "no"}],
 )
 @pytest.mark.parametrize("recipe", [TFDEM, MSTSMTFDEM])
 def test_tfdem_options_that_make_no_sense(recipe: type[TFDEM], options: dict[str, object]) -> None:

@@ -26,6 +26,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 import vireo.checkpoint
+from vireo import cli
 from vireo.checkpoint import load_checkpoint, read_tensors
 from vireo.config import AugmentConfig, OptimConfig, TrainConfig, from_dict
 from vireo.data.order import OrderConfig, make_order
@@ -165,6 +166,42 @@ def test_ctrl_c_in_a_terminal_saves_says_how_to_resume_and_shows_no_traceback(cl
     assert "Traceback" not in out + err
     assert process.returncode == 130
     assert load_checkpoint(run / "last.safetensors").labels
+
+
+@pytest.mark.parametrize("temporal", ["mstsm_tfdem", "tsm"])
+def test_a_run_that_starts_from_a_checkpoints_network(
+    temporal: str, clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = train(config(clips, tmp_path / "first", epochs=1, temporal=temporal, size=48), console=QUIET)
+    small = tmp_path / "small.safetensors"
+    assert cli.main(["prune", str(first.last), "--out", str(small), "--json"]) == 0
+    start = load_checkpoint(small)
+    assert start.model.config.pruned
+
+    defaults = TrainConfig(data=str(clips), out="")
+    settings = config(clips, tmp_path / "whole", epochs=2, init=str(small))
+    network = ("temporal", "backbone", "num_frames", "temporal_options", "backbone_options", "size", "short_side")
+    settings = replace(settings, **{name: getattr(defaults, name) for name in network})
+    whole = train(settings, console=QUIET)
+    trained = load_checkpoint(whole.last)
+    assert trained.model.config.pruned == start.model.config.pruned and trained.view.size == 48
+    assert [p.shape for p in trained.model.parameters()] == [p.shape for p in start.model.parameters()]
+    assert len((whole.run / "config.yaml").read_text().splitlines()) < 80  # without the lists of channels
+
+    part = replace(settings, out=str(tmp_path / "part"))
+    with monkeypatch.context() as patch:
+        stop_after(patch, 2)
+        assert train(part, console=QUIET).interrupted
+    small.unlink()  # the run knows its network
+    again = ["train", "--config", str(tmp_path / "part" / "config.yaml"), "--resume"]
+    assert cli.main(again) == 0
+    assert same(weights(whole.last), weights(tmp_path / "part" / "last.safetensors"))
+
+
+def test_a_checkpoints_network_and_other_settings_of_the_network(clips: Path, tmp_path: Path) -> None:
+    first = train(config(clips, tmp_path / "first", epochs=1), console=QUIET)
+    with pytest.raises(UsageError, match=r"temporal is 'stw', but the network of .*last.safetensors has"):
+        train(config(clips, tmp_path / "x", init=str(first.last), temporal="stw"), console=QUIET)
 
 
 def test_resume_refuses_other_settings_and_other_clips(clips: Path, tmp_path: Path) -> None:

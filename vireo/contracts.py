@@ -126,18 +126,49 @@ class Branch(nn.Module, ABC):
 
 @dataclass(frozen=True, kw_only=True)
 class TemporalModule:
-    """Recipe of a temporal module: its options are the fields, its place is ``anchor``.
+    """Recipe of a temporal module; its options are the fields.
 
     A subclass is a frozen dataclass; every field is an option of ``create_model`` with a default
-    and a docstring. ``insert`` is called once per site that ``choose`` picks, ``branch`` once per model.
+    and a docstring. This one alone inserts nothing: a module that goes into blocks is a `SiteModule`, and
+    one that stands beside the backbone overrides ``branch``.
     """
 
-    anchor: ClassVar[Anchor | None] = Anchor.BRANCH_IN
-    """Where the module goes; None for one that inserts nothing (TSN, or a branch alone)."""
     summary: ClassVar[str] = ""
     """One line for ``vireo models``."""
     source: ClassVar[str] = ""
     """The paper: authors, title, year."""
+
+    def branch(self, taps: Sequence[Tap], num_classes: int) -> Branch | None:
+        """A path beside the backbone, or None for a module without one. Called once per model.
+
+        Args:
+            taps: what the backbone publishes, in the order in which they run.
+            num_classes: K.
+
+        Raises:
+            UnsupportedPairError: no tap fits; the message says what it needs and what there is.
+        """
+        return None
+
+    @property
+    def loss_weights(self) -> tuple[float, float]:
+        """Weights of the loss on the logits and of the loss on a branch's own logits."""
+        return 1.0, 1.0
+
+    def options(self) -> dict[str, Any]:
+        """The fields as plain data, for the checkpoint."""
+        return {f.name: getattr(self, f.name) for f in fields(self)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class SiteModule(TemporalModule):
+    """Recipe of a module that goes into the backbone's blocks, at its anchor.
+
+    ``insert`` is called once per site that ``choose`` picks.
+    """
+
+    anchor: ClassVar[Anchor] = Anchor.BRANCH_IN
+    """Where the module goes."""
 
     stages: tuple[int, ...] = (2, 3, 4, 5)
     """Stages that get the module, any subset of 2..5 (the papers' res2..res5)."""
@@ -165,28 +196,7 @@ class TemporalModule:
             ``leaf`` itself, with a map of features in front of it (see :func:`prepend`), or a new
             module made from it.
         """
-        return leaf
-
-    def branch(self, taps: Sequence[Tap], num_classes: int) -> Branch | None:
-        """A path beside the backbone, or None for a module without one.
-
-        Args:
-            taps: what the backbone publishes, in the order in which they run.
-            num_classes: K.
-
-        Raises:
-            UnsupportedPairError: no tap fits; the message says what it needs and what there is.
-        """
-        return None
-
-    @property
-    def loss_weights(self) -> tuple[float, float]:
-        """Weights of the loss on the logits and of the loss on a branch's own logits."""
-        return 1.0, 1.0
-
-    def options(self) -> dict[str, Any]:
-        """The fields as plain data, for the checkpoint."""
-        return {f.name: getattr(self, f.name) for f in fields(self)}
+        raise NotImplementedError
 
 
 _CHILD = "temporal"

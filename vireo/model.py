@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -36,7 +36,7 @@ from vireo.backbones import (
     supported_blocks,
 )
 from vireo.config import ModelConfig
-from vireo.contracts import Branch, BranchOutputs, Site, Tap, TemporalModule, occupied
+from vireo.contracts import Branch, BranchOutputs, Site, SiteModule, Tap, TemporalModule, occupied
 from vireo.errors import UnsupportedPairError, UsageError, WeightsError
 from vireo.shapes import Layout, consensus, fold_time, split_time
 from vireo.surgery import apply_pruning
@@ -51,7 +51,7 @@ class Outputs(NamedTuple):
     auxiliary: Tensor | None
     """(N, K) logits of a second path that has a loss of its own; None without one."""
     features: Tensor
-    """(N, D): the frames' pooled features, averaged over time."""
+    """(N, D): what the classifier sees: the frames' pooled features, averaged over time, and a branch's features."""
     visuals: dict[str, Tensor] | None
     """Pictures of what the modules do (gates, key points), by name; None unless asked for."""
 
@@ -133,7 +133,14 @@ class Recognizer(nn.Module):
 
     def forward_outputs(self, clips: Tensor, visuals: bool = False) -> Outputs:
         """As :meth:`forward`, with a branch's own logits, features and, on request, visuals."""
-        pooled, tapped = run(self.backbone, self._images(clips), self._flow, self._taps)
+        images = self._images(clips)
+        try:
+            pooled, tapped = run(self.backbone, images, self._flow, self._taps)
+        except RuntimeError as error:
+            if not _TOO_SMALL.search(str(error)):
+                raise
+            height, width = clips.shape[-2:]
+            raise UsageError(f"Images of {height} × {width} pixels are too small for {self.config.backbone}") from error
         given = [branch(tap, visuals) for branch, tap in zip(self._branches(), tapped, strict=True)]
         features = split_time(pooled, self._rows).mean(dim=1)
         joining = [g.features for g in given if g.features is not None]
@@ -256,8 +263,14 @@ def create_model(
         weights = fetch_weights(*hub_model(backbone, network, options))
     elif pretrained:
         weights = read_weights(str(pretrained))
-    if weights is not None and not weights.whole:  # before the surgery, so no weight needs a new name
-        fit_weights(network, weights, average_stem=modality == "flow")
+    plain: set[str] = set()  # the backbone's tensors, where a Vireo checkpoint had them
+    if weights is not None:  # before the surgery, so no weight needs a new name
+        average = modality == "flow"
+        if not weights.whole:
+            fit_weights(network, weights, average_stem=average)
+        elif backbone_fits(network, weights, average_stem=average):
+            fit_weights(network, backbone_of(weights), average_stem=average)
+            plain = {f"backbone.{name}" for name in network.state_dict()}
     stated = pretrained_config(network)
     _insert(plan, network)
     sites = tuple(site for _, sites in plan for site in sites)
@@ -297,12 +310,12 @@ def create_model(
         loss_weights=(min(main for main, _ in losses), min(own for _, own in losses)),
     )
     if weights is not None and weights.whole:
-        _continue_from(model, weights)
+        _continue_from(model, weights, plain)
     return to_channels_last(model)
 
 
 def to_channels_last(model: Recognizer, device: str | torch.device | None = None) -> Recognizer:
-    """Move a model in place to channels_last memory, (channels_last_3d where it has five axes) and to a device."""
+    """Move a model, in place, to a device and to channels_last memory (channels_last_3d where it has five axes)."""
     with torch.no_grad():
         if device is not None:
             model.to(device)
@@ -332,7 +345,7 @@ def from_config(config: ModelConfig, *, num_classes: int, pretrained: bool | str
     )
 
 
-Plan = tuple[tuple[TemporalModule, tuple[Site, ...]], ...]
+Plan = tuple[tuple[SiteModule, tuple[Site, ...]], ...]
 """Which module goes to which sites."""
 
 
@@ -344,7 +357,11 @@ def plan_insertion(
     Raises:
         UnsupportedPairError: there are none for one of them, or two want the same; the message says why and what works.
     """
-    plan = tuple((module, choose_sites(module, temporal, backbone, sites, layout)) for module in modules)
+    plan = tuple(
+        (module, choose_sites(module, temporal, backbone, sites, layout))
+        for module in modules
+        if isinstance(module, SiteModule)
+    )
     paths = [site.path for _, chosen in plan for site in chosen]
     twice = next((path for path in paths if paths.count(path) > 1), None)
     if twice is not None:
@@ -353,15 +370,13 @@ def plan_insertion(
 
 
 def choose_sites(
-    module: TemporalModule, temporal: str, backbone: str, sites: Sequence[Site], layout: Layout
+    module: SiteModule, temporal: str, backbone: str, sites: Sequence[Site], layout: Layout
 ) -> tuple[Site, ...]:
     """The sites where a module goes: by default its anchor, its stages, blocks with a shortcut.
 
     Raises:
         UnsupportedPairError: there are none; the message says why and what works.
     """
-    if module.anchor is None:
-        return ()
     chosen = module.choose(sites)
     if chosen:
         return chosen
@@ -404,15 +419,6 @@ def make_branches(
         if branch is not None:
             found[name] = branch
     return found
-
-
-def why_unsupported(temporal: str, backbone: str) -> str | None:
-    """Why a module can't go into a backbone, or None if it can.
-
-    Raises:
-        UnknownNameError: no such module or backbone.
-    """
-    return next(iter(supported_pairs([backbone], [temporal]))).reason
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -494,21 +500,45 @@ def _insert(plan: Plan, network: nn.Module) -> None:
                 network.set_submodule(site.path, new)
 
 
-def _continue_from(model: Recognizer, weights: Weights) -> None:
-    """Load all of a Vireo checkpoint but the classifiers; its temporal modules stay behind if the model has none."""
-    own = model.state_dict()
+def backbone_of(weights: Weights) -> Weights:
+    """The backbone's part of a Vireo checkpoint, by the plain backbone's names, temporal modules left out."""
+    tensors = {k.removeprefix("backbone."): v for k, v in weights.tensors.items() if k.startswith("backbone.")}
+    return replace(weights, tensors={k: v for k, v in tensors.items() if ".temporal." not in k}, describes="")
+
+
+def backbone_fits(network: nn.Module, weights: Weights, *, average_stem: bool) -> bool:
+    """Whether a Vireo checkpoint holds the plain backbone, so that any module can be put into it."""
+    own, given = network.state_dict(), dict(backbone_of(weights).tensors)
+    stem = f"{first_convolution(network)}.weight"
+    if stem in given and stem in own:
+        given[stem] = fit_stem(given[stem], own[stem], average=average_stem)
+    return not name_faults(own, given)
+
+
+def _continue_from(model: Recognizer, weights: Weights, loaded: set[str]) -> None:
+    """Load what a Vireo checkpoint holds beyond the plain backbone: its temporal modules, if the model has the same.
+
+    A model with modules that the file lacks starts them anew, and one without any leaves the file's behind.
+    Where modules changed the backbone's own layers (mstsm, fe, pruning), the file must fit as a whole.
+
+    Args:
+        model: after the surgery.
+        weights: of a Vireo checkpoint.
+        loaded: names of the backbone's tensors if they are in the model already, else nothing.
+    """
+    own = {k: v for k, v in model.state_dict().items() if not is_classifier(k) and k not in loaded}
+    given = {k: v for k, v in weights.tensors.items() if not is_classifier(k) and k not in loaded}
+    if loaded and (not own or not given):
+        return
     stem = f"backbone.{first_convolution(model.backbone)}.weight"
-    given = {k: v for k, v in weights.tensors.items() if not is_classifier(k)}
     if stem in given and stem in own:
         given[stem] = fit_stem(given[stem], own[stem], average=model.config.modality == "flow")
-    needed = [k for k in own if not is_classifier(k)]
-    if not any(_TEMPORAL.search(k) for k in own):
-        given = {k: v for k, v in given.items() if not _TEMPORAL.search(k)}  # e.g. a TSM made from a TEINet
-    faults = name_faults({k: own[k] for k in needed}, given)
+    faults = name_faults(own, given)
     if faults:
         raise WeightsError(
             f"{weights.source} holds {weights.describes}; that does not fit {model.config.temporal!r} on "
-            f"{model.config.backbone!r} with these options: {faults}."
+            f"{model.config.backbone!r} with these options: {faults}.\n"
+            "`--init` goes on with the file's own network; weights of the backbone alone fit any module."
         )
     model.load_state_dict(given, strict=False)
 
@@ -518,8 +548,8 @@ def is_classifier(name: str) -> bool:
     return _CLASSIFIER.search(name) is not None
 
 
+_TOO_SMALL = re.compile(r"[Kk]ernel size can't be greater|[Oo]utput size is too small")
 _CLASSIFIER = re.compile(r"^(branches\..+\.)?classifier\.")
-_TEMPORAL = re.compile(r"\.temporal\.|^branches\.")
 _FLOW_MEAN, _FLOW_STD = (128 / 255,), (0.226,)  # TSN's: flow images are centred on 128; the mean of RGB's deviations
 
 

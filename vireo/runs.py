@@ -8,7 +8,7 @@ import os
 import platform
 import sys
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from torch import Tensor
 
 import vireo
 from vireo.checkpoint import read_tensors, write_tensors
-from vireo.config import ModelConfig, TrainConfig, from_dict, to_dict
+from vireo.config import ModelConfig, TrainConfig, ViewConfig, from_dict, to_dict
 from vireo.data.annotations import ClipTable, Split
 from vireo.data.dataset import Failure
 from vireo.data.decode import decoder_name
@@ -104,7 +104,10 @@ def write_config(out: Path, config: TrainConfig) -> None:
     """The settings as ``config.yaml``, which `vireo train --config` takes back."""
     path = out / "config.yaml"
     with writing(path):
-        path.write_text(yaml.safe_dump(to_dict(replace(config, resume=False)), sort_keys=False), "utf-8")
+        plain = to_dict(replace(config, resume=False))
+        if config.init:
+            plain["pruned"] = {}  # long, and the checkpoint that `init` names has it
+        path.write_text(yaml.safe_dump(plain, sort_keys=False), "utf-8")
 
 
 def write_clips(out: Path, split: Split) -> None:
@@ -215,6 +218,21 @@ class SavedState:
         return {k.removeprefix(prefix): v for k, v in self.tensors.items() if k.startswith(prefix)}
 
 
+def begun_with(path: Path) -> tuple[ModelConfig, ViewConfig]:
+    """The network and the view of the run whose state this is.
+
+    Raises:
+        CheckpointError: missing, damaged, or no such state.
+    """
+    _, meta = read_tensors(path)
+    try:
+        known = {f.name for f in fields(ViewConfig)}
+        view = {k: v for k, v in meta["config"].items() if k in known}
+        return from_dict(ModelConfig, meta["model"]), from_dict(ViewConfig, view)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise CheckpointError(f"{path} is not the state of a training run: {error}") from None
+
+
 def read_state(path: Path, config: TrainConfig, data_hash: str) -> SavedState:
     """Read the state of a run, and check that it is the run that `config` describes.
 
@@ -227,7 +245,7 @@ def read_state(path: Path, config: TrainConfig, data_hash: str) -> SavedState:
     now, then = to_dict(config), meta.get("config", {})
     changed = [k for k in now if k not in free and now[k] != then.get(k, now[k])]
     if changed:
-        told = ", ".join(f"{k} (was {then[k]}, now {now[k]})" for k in changed)
+        told = ", ".join(f"{k} (was {then[k]!s:.60}, now {now[k]!s:.60})" for k in changed)
         raise UsageError(f"A resumed run must keep its settings; these differ: {told}")
     if meta.get("data_hash") != data_hash:
         raise UsageError(f"The list of clips in {config.data} is not the one this run began with; start a new run")

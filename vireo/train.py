@@ -30,7 +30,7 @@ from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader
 
 from vireo.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from vireo.config import AugmentConfig, TrainConfig, ViewConfig, part
+from vireo.config import AugmentConfig, ModelConfig, TrainConfig, ViewConfig, part
 from vireo.data.annotations import Split, read_table, split_table
 from vireo.data.dataset import Batch, ClipDataset, EpochBatches, make_loader
 from vireo.data.transforms import flip_allowed
@@ -46,6 +46,7 @@ from vireo.runs import (
     RESUME,
     MetricsLog,
     Place,
+    begun_with,
     claim_folder,
     describe_run,
     read_state,
@@ -121,11 +122,13 @@ class Session:
     """One training run: what was prepared, where it stands, and the loop."""
 
     def __init__(self, config: TrainConfig, console: Console) -> None:
+        self.console, self.out = console, Path(config.out)
         start = load_checkpoint(config.init) if config.init and not config.resume else None
-        if start:  # from here on the settings say what is trained
-            network = replace(start.model.config, dropout=config.dropout)
-            config = replace(config, pretrained=False, **{f.name: getattr(network, f.name) for f in fields(network)})
-        self.config, self.console, self.out = config, console, Path(config.out)
+        if start:
+            config = settings_of(config, start.model.config, start.view)
+        elif config.init and config.resume:  # the file may be gone; the run knows its network
+            config = settings_of(config, *begun_with(self.out / RESUME))
+        self.config = config
         table = read_table(config.data, modality=config.modality)
         claim_folder(self.out, resume=config.resume)
         self.split = split_table(table, val_fraction=config.val_fraction, seed=config.seed)
@@ -326,6 +329,38 @@ def total_loss(outputs: Outputs, labels: Tensor, weights: tuple[float, float], l
 
 
 # --- preparing ----------------------------------------------------------------------------------
+
+
+def settings_of(config: TrainConfig, network: ModelConfig, view: ViewConfig) -> TrainConfig:
+    """The settings of a run that starts from a checkpoint: its network, and its view where no other is asked for.
+
+    Raises:
+        UsageError: a setting of the network that is neither the default nor the checkpoint's.
+    """
+    defaults = {f.name: f.default for f in fields(TrainConfig)}
+    taken: dict[str, Any] = {"pretrained": False}
+    for field in fields(ModelConfig):
+        if field.name == "dropout":
+            continue
+        asked, its = getattr(config, field.name), getattr(network, field.name)
+        empty = asked in ({}, None) or asked == defaults[field.name]
+        if not empty and field.name not in ("mean", "std") and not same_options(asked, its):
+            raise UsageError(
+                f"{field.name} is {asked!r}, but the network of {config.init} has {its!r}: leave it out, or start from "
+                "backbone weights (--pretrained)"
+            )
+        taken[field.name] = its
+    for field in fields(ViewConfig):
+        if getattr(config, field.name) == defaults[field.name]:
+            taken[field.name] = getattr(view, field.name)
+    return replace(config, **taken)
+
+
+def same_options(asked: Any, its: Any) -> bool:
+    """Whether what is asked for is what a checkpoint has; of a mapping of options, some may be left out."""
+    if isinstance(asked, dict):
+        return all(key in its and str(its[key]) == str(value) for key, value in asked.items())
+    return bool(asked == its)
 
 
 def continue_from(model: Recognizer, start: Checkpoint, labels: tuple[str, ...]) -> None:

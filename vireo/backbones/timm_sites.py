@@ -211,6 +211,8 @@ def _move_stride(network: nn.Module, name: str) -> None:
     blocks = [block for block in network.modules() if type(block) is resnet.Bottleneck]
     if not blocks:
         raise UsageError(f"stride_in_1x1 is an option of ResNets made of bottlenecks; {name!r} has none")
+    if all(block.conv2.stride == (1, 1) for block in blocks):
+        raise UsageError(f"stride_in_1x1: the 3×3 convolutions of {name!r} have no stride to move (pooling has it)")
     for block in blocks:
         first, spatial = block.conv1, block.conv2
         first.stride, spatial.stride = spatial.stride, first.stride

@@ -42,7 +42,7 @@ def build_temporal(name: str, options: Mapping[str, Any]) -> tuple[TemporalModul
             raise UsageError(
                 f"Temporal module {name!r} has no option {option!r}."
                 + (f" Did you mean {near[0]!r}?" if near else "")
-                + f" Its options: {', '.join(known)}."
+                + (f" Its options: {', '.join(known)}." if known else " It has none.")
             )
     given = {k: tuple(v) if isinstance(v, list) else v for k, v in options.items()}
     if type(given.get("stages")) is int:

@@ -48,7 +48,7 @@ from torch import Tensor, nn
 from vireo.contracts import Anchor, Branch, BranchOutputs, Tap, TemporalModule
 from vireo.errors import UnsupportedPairError, UsageError
 from vireo.shapes import Layout, split_time
-from vireo.temporal.base import STAGES, check_at_least_one, check_stages, temporal_modules
+from vireo.temporal.base import STAGES, check_at_least_one, temporal_modules
 
 
 @temporal_modules.register("kpsem")
@@ -56,7 +56,6 @@ from vireo.temporal.base import STAGES, check_at_least_one, check_stages, tempor
 class KPSEM(TemporalModule):
     """A branch that embeds the shifts of each channel's regional maxima."""
 
-    anchor: ClassVar[Anchor | None] = None
     summary: ClassVar[str] = "a branch: shifts of every channel's key points, features joined (goes with any other)"
     source: ClassVar[str] = "Cao et al., Effective Action Recognition with Embedded Key Point Shifts, 2020"
 
@@ -72,7 +71,6 @@ class KPSEM(TemporalModule):
     """Whether the centres of the regions are found per frame; false: drawn once, then fixed."""
 
     def __post_init__(self) -> None:
-        check_stages(self.stages)
         check_at_least_one(sets=self.sets, embedding=self.embedding)
         if type(self.regions) is not int or self.regions not in (1, 4, 9, 16):
             raise UsageError(f"regions is {self.regions!r}; use 1, 4, 9 or 16")
@@ -177,6 +175,7 @@ class KeyPointShifts(Branch):
             if (height, width) != (self.grid, self.grid):
                 mean = F.adaptive_avg_pool2d(mean.unsqueeze(1), self.grid).squeeze(1)
             fraction = torch.tanh(torch.unflatten(self.centre(mean.flatten(1)), 1, (-1, 2)).to(dtype))
+            fraction = torch.nan_to_num(fraction)  # or places beyond the map are looked up; the scores are NaN anyway
         # Lines move by at most half their spacing; on maps of few pixels less, so that there is a pixel's centre
         # beyond the outermost lines, a quarter of a pixel away (rounding can't lose it).
         k = self.splits

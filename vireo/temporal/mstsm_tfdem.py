@@ -53,7 +53,7 @@ import torch.nn.functional as F
 from timm.layers.conv2d_same import Conv2dSame
 from torch import Tensor, nn
 
-from vireo.contracts import Anchor, Branch, BranchOutputs, Site, Tap, TemporalModule, prepend
+from vireo.contracts import Anchor, Branch, BranchOutputs, Site, SiteModule, Tap, TemporalModule, prepend
 from vireo.errors import UnsupportedPairError, UsageError
 from vireo.shapes import Layout, consensus, fold_time, split_time
 from vireo.temporal.base import check_at_least_one, check_stages, temporal_modules
@@ -63,19 +63,19 @@ _SOURCE = (
     "Wu and Chiu, Action Recognition Using Multi-Scale Temporal Shift Module and Temporal Feature Difference "
     "Extraction Based on 2D CNN, JSEA 2021"
 )
-_SCALES = ("1", "2", "2var", "3")
-_FUSIONS = ("mean", "learned")
+_SCALES: tuple[int | str, ...] = (1, 2, "2var", 3)
+_CONSENSUS = ("mean", "learned")
 
 
 @temporal_modules.register("mstsm")
 @dataclass(frozen=True, kw_only=True)
-class MSTSM(TemporalModule):
+class MSTSM(SiteModule):
     """Channels shifted by one frame, and copies shifted by two beside them."""
 
     summary: ClassVar[str] = "channels shifted by one frame, copies shifted by two beside them"
     source: ClassVar[str] = _SOURCE
 
-    scales: str = "2"
+    scales: int | str = 2
     """1: one-unit shift alone (TSM); 2; 2var: 2 with the clip's ends filled; 3: a three-unit shift as well."""
     one_div: int = 8
     """1 / R_one: one part in one_div of the channels is shifted one frame each way; at least 2."""
@@ -85,14 +85,13 @@ class MSTSM(TemporalModule):
     def __post_init__(self) -> None:
         check_stages(self.stages)
         check_at_least_one(one_div=self.one_div, two_div=self.two_div)
-        given: object = self.scales
-        if type(given) is int:  # YAML and the command line read 2 as a number
-            object.__setattr__(self, "scales", str(given))
+        if self.scales in ("1", "2", "3"):  # as YAML reads them, or a run's settings would differ from its config.yaml
+            object.__setattr__(self, "scales", int(self.scales))
         if self.scales not in _SCALES:
-            raise UsageError(f"scales is {self.scales!r}; use {', '.join(_SCALES)}")
+            raise UsageError(f"scales is {self.scales!r}; use {', '.join(map(str, _SCALES))}")
         if self.one_div < 2:
             raise UsageError(f"one_div is {self.one_div}; it must be at least 2 (two parts are shifted)")
-        if self.scales != "1" and 2 / self.one_div + 2 / self.two_div > 1:
+        if self.scales != 1 and 2 / self.one_div + 2 / self.two_div > 1:
             raise UsageError(
                 f"one_div is {self.one_div} and two_div is {self.two_div}; together they take more than all channels: "
                 f"2/one_div + 2/two_div can be at most 1"
@@ -100,7 +99,7 @@ class MSTSM(TemporalModule):
 
     def refuses(self, site: Site) -> str | None:
         """Why there is no convolution that can be widened; None if there is one."""
-        if self.scales == "1":
+        if self.scales == 1:
             return None
         if site.layout != Layout.NT_C_H_W:
             return f"mstsm widens a 2D convolution, and features here are {site.layout}"
@@ -111,7 +110,7 @@ class MSTSM(TemporalModule):
     def insert(self, site: Site, leaf: nn.Module) -> nn.Module:
         """A wider copy of the leaf with the shift in front of it; with scales 1 the leaf with TSM's shift."""
         shift = MultiScaleShift(
-            site.channels, site.frames, one_div=self.one_div, two_div=self.two_div, scales=self.scales
+            site.channels, site.frames, one_div=self.one_div, two_div=self.two_div, scales=str(self.scales)
         )
         if shift.two == 0:  # scales 1, or too few channels to copy any
             return prepend(site, leaf, TemporalShift(site.frames, shift.one))
@@ -123,13 +122,12 @@ class MSTSM(TemporalModule):
 class TFDEM(TemporalModule):
     """A second path that classifies differences between the frames' early features."""
 
-    anchor: ClassVar[Anchor | None] = None
     summary: ClassVar[str] = (
         "a second path: differences of early features, scores added (goes with any other: tsm+tfdem)"
     )
     source: ClassVar[str] = _SOURCE
 
-    fusion: str = "mean"
+    consensus: str = "mean"
     """How the path's T scores become one: mean, or learned (T weights that start at 1/T)."""
     main_loss: bool = True
     """Whether L_main, the loss of both paths' scores together, is minimised."""
@@ -137,9 +135,8 @@ class TFDEM(TemporalModule):
     """Whether L_TFDEM, the loss of this path's own scores, is minimised."""
 
     def __post_init__(self) -> None:
-        check_stages(self.stages)
-        if self.fusion not in _FUSIONS:
-            raise UsageError(f"fusion is {self.fusion!r}; use {' or '.join(_FUSIONS)}")
+        if self.consensus not in _CONSENSUS:
+            raise UsageError(f"consensus is {self.consensus!r}; use {' or '.join(_CONSENSUS)}")
         for name in ("main_loss", "tfdem_loss"):
             if type(getattr(self, name)) is not bool:
                 raise UsageError(f"{name} is {getattr(self, name)!r}; it must be true or false")
@@ -156,7 +153,7 @@ class TFDEM(TemporalModule):
         if stem is None:
             there = ", ".join(tap.path for tap in taps) or "none"
             raise UnsupportedPairError(f"tfdem reads the output of a backbone's stem; this one publishes: {there}")
-        return TemporalFeatureDifference(stem, num_classes, self.fusion)
+        return TemporalFeatureDifference(stem, num_classes, self.consensus)
 
     @property
     def loss_weights(self) -> tuple[float, float]:
@@ -169,7 +166,6 @@ class TFDEM(TemporalModule):
 class MSTSMTFDEM(MSTSM, TFDEM):
     """MSTSM in the blocks and TFDEM beside them: the paper's network."""
 
-    anchor: ClassVar[Anchor | None] = Anchor.BRANCH_IN
     summary: ClassVar[str] = "MSTSM in the blocks, TFDEM beside them"
 
     def __post_init__(self) -> None:
@@ -336,7 +332,7 @@ class TemporalFeatureDifference(Branch):
 
     width: ClassVar[int] = 64
 
-    def __init__(self, tap: Tap, num_classes: int, fusion: str) -> None:
+    def __init__(self, tap: Tap, num_classes: int, consensus_kind: str) -> None:
         super().__init__(tap)
         width = self.width
         self.conv1 = nn.Conv2d(tap.channels, width, 3, stride=2, padding=1, bias=False)
@@ -348,7 +344,7 @@ class TemporalFeatureDifference(Branch):
         self.classifier = nn.Linear(4 * 2 * width, num_classes)
         nn.init.normal_(self.classifier.weight, std=0.001)
         nn.init.zeros_(self.classifier.bias)
-        self.fusion = nn.Parameter(torch.full((tap.frames,), 1 / tap.frames)) if fusion == "learned" else None
+        self.fusion = nn.Parameter(torch.full((tap.frames,), 1 / tap.frames)) if consensus_kind == "learned" else None
 
     def forward(self, tapped: Tensor, visuals: bool = False) -> BranchOutputs:
         """The tap's output to this path's own scores.

@@ -49,7 +49,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vireo.contracts import Anchor, Site, TemporalModule, prepend
+from vireo.contracts import Anchor, Site, SiteModule, prepend
 from vireo.errors import UsageError
 from vireo.shapes import split_time
 from vireo.temporal.base import Chain, check_stages, temporal_modules
@@ -63,10 +63,10 @@ GROUPINGS = ("channel", "dense")
 
 
 @dataclass(frozen=True, kw_only=True)
-class _AtSite(TemporalModule):
+class _AtSite(SiteModule):
     """What the three recipes share: the place."""
 
-    anchor: ClassVar[Anchor | None] = Anchor.SPATIAL_IN
+    anchor: ClassVar[Anchor] = Anchor.SPATIAL_IN
     source: ClassVar[str] = _SOURCE
 
     site: str = "spatial_in"

@@ -46,7 +46,7 @@ from timm.layers.conv2d_same import Conv2dSame
 from timm.layers.padding import pad_same
 from torch import Tensor, nn
 
-from vireo.contracts import Anchor, Site, TemporalModule, prepend
+from vireo.contracts import Anchor, Site, SiteModule, prepend
 from vireo.errors import UnsupportedPairError, UsageError
 from vireo.shapes import Layout, split_time
 from vireo.temporal.base import STAGES, check_stages, pool_space, temporal_modules
@@ -70,10 +70,10 @@ PLACEMENTS: Mapping[str, tuple[_Counts, _Counts]] = {
 
 @temporal_modules.register("tefe")
 @dataclass(frozen=True, kw_only=True)
-class TEFE(TemporalModule):
+class TEFE(SiteModule):
     """In every stage some blocks with TE, then some with FE."""
 
-    anchor: ClassVar[Anchor | None] = Anchor.PROJECT_IN
+    anchor: ClassVar[Anchor] = Anchor.PROJECT_IN
     summary: ClassVar[str] = "blocks with temporal extraction (TE), then blocks with 3D feature enhancement (FE)"
     source: ClassVar[str] = _SOURCE
 
@@ -128,10 +128,10 @@ class TEFE(TemporalModule):
 
 @temporal_modules.register("te")
 @dataclass(frozen=True, kw_only=True)
-class TE(TemporalModule):
+class TE(SiteModule):
     """Temporal extraction alone, in every block."""
 
-    anchor: ClassVar[Anchor | None] = Anchor.PROJECT_IN
+    anchor: ClassVar[Anchor] = Anchor.PROJECT_IN
     summary: ClassVar[str] = "motion gate, then a temporal kernel made for each clip (half of TEFE)"
     source: ClassVar[str] = _SOURCE
 
@@ -145,10 +145,10 @@ class TE(TemporalModule):
 
 @temporal_modules.register("fe")
 @dataclass(frozen=True, kw_only=True)
-class FE(TemporalModule):
+class FE(SiteModule):
     """Feature enhancement alone, in every block of its stages."""
 
-    anchor: ClassVar[Anchor | None] = Anchor.SPATIAL
+    anchor: ClassVar[Anchor] = Anchor.SPATIAL
     summary: ClassVar[str] = "the product of two 3D convolutions for the spatial one (half of TEFE)"
     source: ClassVar[str] = _SOURCE
 

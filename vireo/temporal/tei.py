@@ -29,7 +29,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vireo.contracts import Site, TemporalModule, prepend
+from vireo.contracts import Site, SiteModule, prepend
 from vireo.shapes import split_time
 from vireo.temporal.base import Chain, check_at_least_one, check_stages, gate, pool_space, temporal_modules
 
@@ -38,7 +38,7 @@ _SOURCE = "Liu et al., TEINet: Towards an Efficient Architecture for Video Recog
 
 @temporal_modules.register("tei")
 @dataclass(frozen=True, kw_only=True)
-class TEI(TemporalModule):
+class TEI(SiteModule):
     """Motion-enhanced channels, then a learned depthwise convolution over time."""
 
     summary: ClassVar[str] = "motion-gated channels (MEM), then a depthwise temporal convolution (TIM)"
@@ -59,7 +59,7 @@ class TEI(TemporalModule):
 
 @temporal_modules.register("mem")
 @dataclass(frozen=True, kw_only=True)
-class MEM(TemporalModule):
+class MEM(SiteModule):
     """TEINet's motion-enhanced module alone."""
 
     summary: ClassVar[str] = "channels gated by the difference to the next frame (half of TEI)"
@@ -79,7 +79,7 @@ class MEM(TemporalModule):
 
 @temporal_modules.register("tim")
 @dataclass(frozen=True, kw_only=True)
-class TIM(TemporalModule):
+class TIM(SiteModule):
     """TEINet's temporal interaction module alone: a learned TSM."""
 
     summary: ClassVar[str] = "depthwise temporal convolution that starts as TSM's shift (half of TEI)"
@@ -95,7 +95,7 @@ class TIM(TemporalModule):
 
 @temporal_modules.register("se_tim")
 @dataclass(frozen=True, kw_only=True)
-class SETIM(TemporalModule):
+class SETIM(SiteModule):
     """Squeeze-and-excitation in MEM's place, then TIM (the paper's Table 1)."""
 
     summary: ClassVar[str] = "squeeze-and-excitation, then TIM (TEINet's ablation)"

@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vireo.contracts import Site, TemporalModule, prepend
+from vireo.contracts import Site, SiteModule, prepend
 from vireo.errors import UsageError
 from vireo.shapes import split_time
 from vireo.temporal.base import check_at_least_one, check_stages, temporal_modules
@@ -29,7 +29,7 @@ from vireo.temporal.base import check_at_least_one, check_stages, temporal_modul
 
 @temporal_modules.register("tsm")
 @dataclass(frozen=True, kw_only=True)
-class TSM(TemporalModule):
+class TSM(SiteModule):
     """Shifts an eighth of the channels from the next frame and an eighth from the one before."""
 
     summary: ClassVar[str] = "channels shifted to neighbouring frames; no parameters"

@@ -1,8 +1,8 @@
 """Temporal Segment Networks (TSN): frames on their own, scores averaged.
 
 Wang, Xiong, Wang, Qiao, Lin, Tang, Van Gool: "Temporal Segment Networks: Towards Good Practices for
-Deep Action Recognition", ECCV 2016. Only its segment sampling and consensus are meant here (the
-2D baseline that later papers compare with); no flow stream.
+Deep Action Recognition", ECCV 2016. Its segment sampling and consensus are meant here (the 2D baseline
+that later papers compare with); its flow stream is a model of its own (modality flow).
 
 The consensus, the mean over T of the frames' logits, is the model's own (`vireo.model`): every
 temporal module shares it. So this module inserts nothing, and its networks ignore the order of
@@ -14,8 +14,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from vireo.contracts import Anchor, TemporalModule
-from vireo.temporal.base import check_stages, temporal_modules
+from vireo.contracts import TemporalModule
+from vireo.temporal.base import temporal_modules
 
 
 @temporal_modules.register("tsn")
@@ -23,9 +23,5 @@ from vireo.temporal.base import check_stages, temporal_modules
 class TSN(TemporalModule):
     """Nothing between frames; works on any backbone that gives pooled features."""
 
-    anchor: ClassVar[Anchor | None] = None
     summary: ClassVar[str] = "frame by frame, logits averaged; blind to order (the baseline)"
     source: ClassVar[str] = "Wang et al., Temporal Segment Networks, ECCV 2016"
-
-    def __post_init__(self) -> None:
-        check_stages(self.stages)
