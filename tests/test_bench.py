@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -29,13 +29,14 @@ from vireo.bench import (
     random_clips,
     speed_command,
     speed_rows,
-    time_in_turns,
 )
 from vireo.checkpoint import save_checkpoint
 from vireo.config import ViewConfig
 from vireo.errors import UsageError
 from vireo.model import count_macs, count_parameters, create_model
 from vireo.papers import PUBLISHED, Published
+from vireo.prune import prune
+from vireo.timing import time_in_turns
 
 CPU = torch.device("cpu")
 
@@ -69,6 +70,45 @@ def test_parts_add_up(temporal: str, backbone: str) -> None:
     branches = [part for name, part in parts.items() if name.startswith("branch: ")]
     assert [part.parameters for part in branches] == [count_parameters(b) for b in model.branches.values()]
     assert all(part.macs > 0 for part in branches)
+
+
+@pytest.mark.parametrize(
+    ("temporal", "backbone", "added"), [("mstsm_tfdem", "resnet26", True), ("tsm", "mobilenetv2_050", False)]
+)
+def test_parts_of_a_pruned_network_are_counted_as_they_are(temporal: str, backbone: str, added: bool) -> None:
+    whole = create_model(temporal, backbone, num_classes=7, num_frames=4)
+    model = prune(whole, ratio_in=0.2, ratio_out=0.2)
+    sizes = {name: tensor.shape for name, tensor in model.state_dict().items()}
+    before, found = (measure_complexity(m, (96, 112)) for m in (whole, model))
+    assert found.parameters == count_parameters(model) == sum(p.parameters for p in found.parts)
+    assert found.macs == count_macs(model, (96, 112)) == sum(p.macs for p in found.parts)
+    was, now = ({part.name: part for part in c.parts} for c in (before, found))
+    assert list(now) == list(was)
+    # What MSTSM adds are the columns of its copies.
+    columns = 0
+    for site in model.sites:
+        conv = model.backbone.get_submodule(site.path)
+        copies = getattr(conv.temporal, "added", 0)
+        columns += copies * conv.out_channels * conv.kernel_size[0] * conv.kernel_size[1]
+    assert now["temporal modules"].parameters == columns and (columns > 0) == added
+    assert (now["temporal modules"].macs > 0) == added
+    assert 0 < now["backbone"].parameters < was["backbone"].parameters
+    assert 0 < now["backbone"].macs < was["backbone"].macs
+    for name in set(now) - {"backbone", "temporal modules"}:
+        assert now[name] == was[name]
+    assert (before.pruned_layers, found.pruned_layers) == (0, len(model.sites))
+    assert {name: tensor.shape for name, tensor in model.state_dict().items()} == sizes
+
+
+def test_the_layers_that_are_pruned_are_named(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    model = prune(create_model("mstsm", "resnet10t", num_classes=2, num_frames=2))
+    save_checkpoint(tmp_path / "m.safetensors", model, labels=["a", "b"], view=ViewConfig(size=64), provenance={})
+    assert complexity_command(checkpoint=tmp_path / "m.safetensors") == 0
+    out = capsys.readouterr().out
+    assert "4 layers pruned" in out and "\u2212" not in out and " -" not in out  # no part is less than nothing
+    # Times are still compared with the whole backbone's.
+    assert plain_network(model).config.pruned == {}
+    assert count_parameters(plain_network(model).backbone) > count_parameters(model.backbone)
 
 
 def test_norms_are_counted_by_elements_of_their_output() -> None:
@@ -131,6 +171,50 @@ def test_complexity_of_a_checkpoint(checkpoint: Path, capsys: pytest.CaptureFixt
     assert found["macs"] == count_macs(expected, 64) and found["macs_per_frame"] == found["macs"] / 4
     assert complexity_command(checkpoint=checkpoint, size=(96, 64), json=True) == 0
     assert json.loads(capsys.readouterr().out)["macs"] == count_macs(expected, (96, 64))
+
+
+def test_complexity_of_a_flow_model(capsys: pytest.CaptureFixture[str]) -> None:
+    described = {"temporal": "tsm", "backbone": "resnet10t", "num_classes": 5, "modality": "flow"}
+    for fields in (None, 3):
+        assert complexity_command(**described, flow_fields=fields, size=(64, 64), json=True) == 0
+        expected = create_model(**described, flow_fields=fields or 5)
+        found = json.loads(capsys.readouterr().out)
+        assert found["parameters"] == count_parameters(expected) and found["macs"] == count_macs(expected, 64)
+
+
+def test_speed_of_a_flow_model(capsys: pytest.CaptureFixture[str]) -> None:
+    assert speed_command(
+        temporal="tsn", backbone="resnet10t", num_frames=2, size=(32, 32), batch_sizes=(1,), device="cpu",
+        modality="flow", flow_fields=2, repeats=2, json=True,
+    ) == 0  # fmt: skip
+    found = json.loads(capsys.readouterr().out)
+    assert found["modality"] == "flow" and found["results"][0]["median_ms"] > 0
+
+
+@pytest.mark.parametrize("command", [complexity_command, speed_command])
+@pytest.mark.parametrize(
+    ("given", "named"),
+    [
+        ({"temporal": "tei"}, "--temporal"),  # also where it is the default, or the checkpoint's own
+        ({"backbone": "resnet50", "num_classes": 3}, "--backbone, --num-classes"),
+        ({"num_frames": 8}, "--num-frames"),
+        ({"modality": "rgb", "flow_fields": 5}, "--modality, --flow-fields"),
+        ({"options": {"stages": (5,)}}, "--options"),
+        ({"backbone_options": {"drop_path_rate": 0.1}}, "--backbone-options"),
+    ],
+)
+def test_a_checkpoint_describes_its_own_network(
+    command: Callable[..., int], given: dict[str, object], named: str, checkpoint: Path
+) -> None:
+    with pytest.raises(UsageError, match=rf"--checkpoint .*safetensors is a whole network, which {named} can't"):
+        command(checkpoint=checkpoint, **given)
+
+
+@pytest.mark.parametrize("command", [complexity_command, speed_command])
+@pytest.mark.parametrize("modality", [None, "rgb"])
+def test_flow_fields_are_for_flow(command: Callable[..., int], modality: str | None) -> None:
+    with pytest.raises(UsageError, match="--flow-fields 3 is for --modality flow"):
+        command(temporal="tsn", backbone="resnet10t", modality=modality, flow_fields=3)
 
 
 def test_papers_table_fits_120_columns(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -427,6 +427,86 @@ def test_models_lists_and_filters(capsys: pytest.CaptureFixture[str]) -> None:
     assert "Temporal modules" in shown
     assert cli.main(["models", "--filter", "zzz"]) == 2
     assert cli.main(["models", "--temporal", "tie"]) == 2
-    assert "Did you mean 'tim' or 'tei'" in capsys.readouterr().err
+    assert "Did you mean" in capsys.readouterr().err
     assert cli.main(["models", "--filter", "resnet", "--backbone", "resnet18"]) == 2
     assert "--filter resnet and --backbone resnet18 exclude each other" in capsys.readouterr().err
+
+
+def test_pairs_are_shown_in_80_columns(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    from vireo import catalog
+    from vireo.model import Pair
+
+    def all_pairs(backbones: list[str], modules: list[str], num_frames: int) -> list[Pair]:  # building them takes long
+        why = "Temporal module 'x' can't go into backbone 'mfnet': it is a 3D network.\n"
+        return [
+            Pair(temporal=m, backbone=b, reason=why if b == "mfnet" and m in ("tsm", "stw") else None)
+            for b in backbones
+            for m in modules
+        ]
+
+    monkeypatch.setattr(catalog, "supported_pairs", all_pairs)
+    monkeypatch.setenv("COLUMNS", "80")
+    assert cli.main(["models", "--pairs"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= 80 and not any("…" in line for line in lines)
+    rows = {line.split()[0]: line.split()[1:] for line in lines if "✓" in line}
+    from vireo.backbones import FAMILIES
+    from vireo.temporal import temporal_modules
+
+    assert list(rows) == list(temporal_modules.names())
+    assert rows["tei"] == ["✓"] * len(FAMILIES)
+    assert rows["tsm"] == rows["stw"] == ["✓"] * (len(FAMILIES) - 1) + ["–"]
+    first, second = (line.split() for line in lines[1:3])  # the names of families, in two lines
+    assert first.count("Mobile") == 3 and {"NetV2", "NetV3", "NetV4", "NeXt", "C2D", "3D"} <= set(second)
+    shown = " ".join(" ".join(lines).split())
+    assert "– mfnet with tsm, stw: it is a 3D network" in shown and "ResNet: resnet10t" in shown
+
+
+def test_pairs_of_some_modules_and_backbones(capsys: pytest.CaptureFixture[str]) -> None:
+    def pairs(*arguments: str) -> dict[tuple[str, str], bool]:
+        assert cli.main(["models", "--pairs", "--json", *arguments]) == 0
+        shown = json.loads(capsys.readouterr().out)
+        return {(pair["temporal"], pair["backbone"]): pair["reason"] is None for pair in shown}
+
+    assert pairs("--temporal", "mstsm", "--filter", "mobilenetv2_1") == {("mstsm", "mobilenetv2_100"): True}
+    assert pairs("--temporal", "tsm+tfdem", "--backbone", "resnet26") == {("tsm+tfdem", "resnet26"): True}
+    assert pairs("--temporal", "tei", "--filter", "MFNET", "--num-frames", "16") == {("tei", "mfnet"): False}
+    assert cli.main(["models", "--pairs", "--temporal", "tei", "--backbone", "mfnet"]) == 0
+    shown = capsys.readouterr().out
+    assert "MFNet-" in shown and "– mfnet with tei: it is a 3D network" in shown
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ("--num-classes 400", "--num-classes 400: with --pairs no sizes are shown; leave it out"),
+        ("--size 224", "--size 224: with --pairs no sizes are shown"),
+        ("--temporal tie", "Did you mean"),
+        ("--filter zzz", "no backbone in the list contains 'zzz'"),
+        ("--filter resnet --backbone resnet18", "exclude each other"),
+        ("--num-frames 0", "num_frames is 0"),
+    ],
+)
+def test_pairs_refuse(options: str, says: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["models", "--pairs", *options.split()]) == 2
+    shown = capsys.readouterr()
+    assert says in shown.err and shown.out == ""
+
+
+# --- bench ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("verb", ["complexity", "speed"])
+def test_bench_hands_its_options_on(verb: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    called = stand_in(monkeypatch, "vireo.bench", f"{verb}_command")
+    assert cli.main(["bench", verb]) == 0
+    assert cli.main(["bench", verb, "--temporal", "tsm", "--modality", "flow", "--flow-fields", "3"]) == 0
+    (_, plain), (_, flow) = called
+    described = ("temporal", "backbone", "checkpoint", "num_classes", "num_frames", "size", "modality", "flow_fields")
+    assert {name: plain[name] for name in described} == dict.fromkeys(described)
+    assert (flow["temporal"], flow["modality"], flow["flow_fields"]) == ("tsm", "flow", 3)
+
+
+def test_bench_names_its_modalities(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["bench", "speed", "--modality", "depth"]) == 2
+    assert "--modality: 'depth' is not one of rgb, flow" in capsys.readouterr().err

@@ -719,6 +719,7 @@ def test_older_and_half_precision_files(resnet18: nn.Module, tmp_path: Path) -> 
 
 
 @pytest.mark.filterwarnings("ignore:Validating sparse tensor")
+@pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor", "ignore:TypedStorage")
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -727,7 +728,18 @@ def test_older_and_half_precision_files(resnet18: nn.Module, tmp_path: Path) -> 
             "conv1.weight is int8",
         ),
         (lambda t: t.update({"base_model.bn1.bias": torch.full((64,), torch.nan)}), "bn1.bias holds values"),
-        (lambda t: t.update({"new_fc.weight": torch.zeros(CLASSES, 512).to_sparse()}), "new_fc.weight"),
+        (
+            lambda t: t.update({"new_fc.weight": torch.zeros(CLASSES, 512).to_sparse()}),
+            "new_fc.weight is stored as sparse_coo; weights are dense",
+        ),
+        (
+            lambda t: t.update({"new_fc.weight": torch.zeros(CLASSES, 512, device="meta")}),
+            "new_fc.weight has a shape but no values",
+        ),
+        (
+            lambda t: t.update({"new_fc.weight": torch.quantize_per_tensor(torch.zeros(5, 512), 1.0, 0, torch.qint8)}),
+            "new_fc.weight is quantised",
+        ),
         (lambda t: t.pop("base_model.bn1.bias"), r"1 missing \(backbone.bn1.bias"),
         (lambda t: t.update({"base_model.extra.weight": torch.zeros(2)}), r"1 left over \(backbone.extra.weight"),
         (lambda t: t.update({"other.weight": torch.zeros(2)}), r"1 left over \(other.weight"),
@@ -748,6 +760,15 @@ def test_tensors_that_do_not_fit(resnet18: nn.Module, change: Any, message: str,
     with pytest.raises(WeightsError, match=message):
         convert_command(save(tmp_path, tensors), out, labels=labels_file(tmp_path))
     assert not out.exists()
+
+
+@pytest.mark.parametrize("name", ["new_fc.weight", "base_model.conv1.weight", "base_model.bn1.num_batches_tracked"])
+@pytest.mark.parametrize(("change", "reason"), [(lambda t: t.to("meta"), "no values"), (Tensor.to_sparse, "sparse")])
+def test_tensors_without_plain_values_are_refused(resnet18: nn.Module, name: str, change: Any, reason: str) -> None:
+    tensors = tsm_file(resnet18)
+    tensors[name] = change(tensors[name])
+    with pytest.raises(WeightsError, match=f"{name.removeprefix('base_model.')} .*{reason}"):
+        rename(tensors)
 
 
 class Malicious:
@@ -775,7 +796,8 @@ def test_damaged_files(resnet18: nn.Module, tmp_path: Path) -> None:
         damaged.write_bytes(content)
         with pytest.raises(WeightsError):
             convert_command(damaged, out)
-    for content in ({"state_dict": [1, 2]}, [torch.zeros(2)]):
+    tensor = torch.zeros(2)
+    for content in ({"state_dict": [1, 2]}, [tensor], {0: tensor}, {"state_dict": {"a": tensor, 1: tensor}}, {}):
         with pytest.raises(WeightsError, match="no state_dict"):
             convert_command(save(tmp_path, content, "no.pth"), out)
 
@@ -799,11 +821,15 @@ def test_paths(resnet18: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     def fail(*args: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("os.replace", fail)
-    for options in ({"weights_only": True}, {"labels": labels_file(tmp_path)}):
-        with pytest.raises(StorageError, match="No space left"):
-            convert_command(source, out, **options)
-    assert out.read_bytes() == before and not list(tmp_path.glob(".*.tmp"))
+    for step in ("os.fsync", "os.replace"):
+        for options in ({"weights_only": True}, {"labels": labels_file(tmp_path)}):
+            with (
+                monkeypatch.context() as patch,
+                pytest.raises(StorageError, match=r"No space left on device. What was there before is intact"),
+            ):
+                patch.setattr(step, fail)
+                convert_command(source, out, **options)
+            assert out.read_bytes() == before and not list(tmp_path.glob(".*.tmp"))
 
 
 def test_what_is_said(resnet18: nn.Module, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

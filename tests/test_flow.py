@@ -12,21 +12,25 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from timm.models import adapt_input_conv
 from torch import Tensor
 from torch.nn.functional import conv2d
-from torchvision.io import encode_jpeg, encode_png
+from torchvision.io import decode_image, encode_jpeg, encode_png
 
 from vireo import cli
+from vireo.backbones import Weights, fit_stem, fit_weights
+from vireo.backbones.mfnet import mfnet
 from vireo.checkpoint import load_checkpoint
 from vireo.config import AugmentConfig, ViewConfig
 from vireo.data.annotations import ClipTable, StringColumn, read_table
 from vireo.data.dataset import ClipDataset, Failure, Sample, collate
-from vireo.data.flow import MAX_PIXELS, is_flow_clip, mirror_flow, read_flow, to_uint8
+from vireo.data.flow import MAX_PIXELS, _picture_size, is_flow_clip, mirror_flow, read_flow, to_uint8
 from vireo.data.sampling import segment_indices
 from vireo.data.transforms import eval_transform, train_transform
 from vireo.errors import DataError, DecodeError, UsageError
 from vireo.model import create_model
 from vireo.predict import find_videos
+from vireo.scores import read_scores
 
 H, W = 24, 32
 LAYOUTS = {
@@ -202,6 +206,13 @@ def hostile_arrays(folder: Path) -> dict[str, tuple[Path, str]]:
             "larger than any real flow",
         ),
         "negative": (npy_with_header(folder / "negative.npy", header.format("|u1", "(-6, 2, 64, 64)")), "empty"),
+        **{
+            f"truth{i}": (
+                npy_with_header(folder / f"truth{i}.npy", header.format("|u1", shape), bytes(99)),
+                "not of whole numbers",
+            )
+            for i, shape in enumerate(("(True, 2, 4, 4)", "(1, 2, True, 4)", "(1, 2, 4, True)", "(True, 4, 4, 2)"))
+        },
         "deep": (npy_with_header(folder / "deep.npy", "(" * 9000), "header is damaged"),
         "unclosed": (npy_with_header(folder / "unclosed.npy", "{'descr': '''"), "header is damaged"),
         "code": (npy_with_header(folder / "code.npy", "__import__('os').mkdir('pwned')"), "header is damaged"),
@@ -290,6 +301,69 @@ def test_a_damaged_folder_is_refused_with_a_reason(tmp_path: Path, fault: str, r
     assert caught.value.path == str(folder)
     assert reason in caught.value.reason
     assert MAX_PIXELS < 65500**2
+
+
+SOF = b"\xff\xc0\x00\x0b\x08\x00\x10\x00\x10\x01\x01\x11\x00"  # 16 × 16, one channel
+
+
+def jpeg_with(before: bytes, height: int = H, width: int = W) -> bytes:
+    """A grey image with bytes after its first marker."""
+    whole = bytes(encode_jpeg(torch.zeros(1, height, width, dtype=torch.uint8), 5).numpy())
+    return whole[:2] + before + whole[2:]
+
+
+def test_a_header_that_decoders_read_otherwise_does_not_pass_the_bound_on_size(tmp_path: Path) -> None:
+    # A decoder skips FF 00 and what follows up to the next marker, a comment, which hides a small frame; whoever
+    # takes FF 00 for a segment with a length lands on that frame.
+    side = 4100
+    comment = b"\xff\xfe" + (2 + len(SOF)).to_bytes(2, "big") + SOF
+    content = jpeg_with(b"\xff\x00" + (2 + 4).to_bytes(2, "big") + comment, side, side)
+    assert side**2 > MAX_PIXELS and content[4 + 2 + 4 :].startswith(SOF)
+    decoded = decode_image(torch.frombuffer(bytearray(content), dtype=torch.uint8))
+    assert decoded.shape == (1, side, side)  # what must not happen to a clip
+    folder = write_folder(tmp_path / "clip", fields(6), ending="jpg")
+    (folder / "flow_x_00001.jpg").write_bytes(content)
+    with pytest.raises(DecodeError, match=r"flow_x_00001\.jpg: not a JPEG or PNG image, or its header is damaged"):
+        read_flow(folder, starts(0), fields=5)
+
+
+@pytest.mark.parametrize(
+    "before",
+    [
+        b"\xff\x00" + SOF,
+        b"\xff\x00\x00\x02" + SOF,
+        b"\xff\xfe\x00\x00" + SOF,  # lengths count their own two bytes
+        b"\xff\xfe\x00\x01" + SOF,
+        b"\xff\xda\x00\x02" + SOF,  # pixels before a frame
+        b"\xff\xd9\x00\x02" + SOF,  # the end before a frame
+        b"\xff\xd8" + SOF,
+        b"\x00" + SOF,
+        b"\xff\xfe\xff\xff",  # past the end
+    ],
+)
+def test_damage_before_the_frame_of_a_jpeg_is_refused(before: bytes) -> None:
+    assert _picture_size(jpeg_with(b"")) == (H, W)
+    assert _picture_size(jpeg_with(b"\xff\xfe\x00\x05abc\xff\xff\xff\x01\xff\xd0")) == (H, W)  # all allowed
+    assert _picture_size(jpeg_with(before)) is None
+
+
+def test_a_png_must_begin_with_a_whole_header() -> None:
+    whole = bytes(encode_png(torch.zeros(1, H, W, dtype=torch.uint8)).numpy())
+    assert _picture_size(whole) == (H, W)
+    assert _picture_size(whole[:23]) is None
+    for length in (0, 12, 14):
+        assert _picture_size(whole[:8] + length.to_bytes(4, "big") + whole[12:]) is None
+    assert _picture_size(whole[:8] + b"\x00\x00\x00\x00tEXt\x00\x00\x00\x00" + whole[8:]) is None
+
+
+@pytest.mark.parametrize("ending", ["jpg", "png"])
+def test_what_is_decoded_must_be_what_the_header_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ending: str
+) -> None:
+    folder = write_folder(tmp_path / "clip", fields(6), ending=ending)
+    monkeypatch.setattr("vireo.data.flow._picture_size", lambda data: (W, H))
+    with pytest.raises(DecodeError, match=f"{W}×{H} pixels where its header says {H}×{W}"):
+        read_flow(folder, starts(0), fields=5)
 
 
 @pytest.mark.parametrize("depth", [1, 16])
@@ -475,6 +549,40 @@ def test_the_stem_is_the_mean_over_rgb_repeated(tmp_path: Path) -> None:
             assert torch.equal(tensor, rgb.backbone.state_dict()[name]), name
 
 
+@pytest.mark.parametrize("kernel", [(3, 3), (2, 3, 3)])
+@pytest.mark.parametrize("kind", [torch.float32, torch.float16])
+def test_the_stem_for_other_channels(kernel: tuple[int, ...], kind: torch.dtype) -> None:
+    weight = torch.randn(4, 3, *kernel, generator=torch.Generator().manual_seed(0)).to(kind)
+    red, green, blue = weight.float().unbind(1)
+    expected = {
+        1: [red + green + blue],
+        2: [1.5 * red, 1.5 * green],
+        4: [0.75 * red, 0.75 * green, 0.75 * blue, 0.75 * red],
+        6: [red / 2, green / 2, blue / 2] * 2,
+    }
+    for channels, planes in expected.items():
+        own = torch.empty(4, channels, *kernel)
+        found = fit_stem(weight, own, average=False)
+        assert found.dtype == kind and found.is_contiguous()
+        torch.testing.assert_close(found, torch.stack(planes, dim=1).to(kind))
+        if len(kernel) == 2:
+            assert torch.equal(found, adapt_input_conv(channels, weight))
+        mean = ((red + green + blue) / 3).to(kind)
+        torch.testing.assert_close(fit_stem(weight, own, average=True), torch.stack([mean] * channels, dim=1))
+    assert fit_stem(weight, torch.empty(4, 3, *kernel), average=True) is weight
+    assert fit_stem(weight, torch.empty(5, 6, *kernel), average=False) is weight  # will be called misfit
+
+
+@pytest.mark.parametrize("average", [False, True])
+def test_a_3d_network_takes_weights_for_other_channels(average: bool) -> None:
+    torch.manual_seed(0)
+    rgb, flow = mfnet(4), mfnet(4, in_chans=6)
+    fit_weights(flow, Weights(tensors=rgb.state_dict(), source="here"), average_stem=average)
+    planes = rgb.stem.conv.weight.unbind(1)
+    expected = [sum(planes) / 3] * 6 if average else [plane / 2 for plane in planes] * 2
+    torch.testing.assert_close(flow.stem.conv.weight, torch.stack(expected, dim=1))
+
+
 def test_a_flow_networks_logits_equal_a_slow_reference() -> None:
     torch.manual_seed(0)
     model = create_model("tsn", "resnet10t", num_classes=3, num_frames=2, modality="flow", flow_fields=5)
@@ -534,6 +642,7 @@ def test_a_temporal_stream_is_trained_scored_and_used(tmp_path: Path, capsys: py
     found = json.loads(capsys.readouterr().out)
     assert (found["expected"], found["scored"], found["failed"]) == (9, 8, 1)
     assert found["checkpoint"] == "tsm × resnet10t, 2 × 5 flow fields" and "flow" in found["decoder"]
+    assert found["modality"] == read_scores(run / "best.eval").modality == "flow"
     rows = list(csv.DictReader((run / "best.eval" / "scores.csv").open()))
     assert len(rows) == 9 and [row["clip"] for row in rows if not row["left"]] == ["left/bad"]
 

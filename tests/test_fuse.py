@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from vireo.config import ViewConfig
 from vireo.data.annotations import ClipTable, StringColumn, read_table
 from vireo.errors import DataError, StorageError, UsageError
 from vireo.evaluate import evaluate, write_evaluation
-from vireo.fuse import fuse_scores, fuse_tables, match_clips
+from vireo.fuse import default_weights, fuse_scores, fuse_tables, match_clips
 from vireo.model import create_model
 from vireo.scores import ScoreTable, clip_names, read_scores, write_scores
 
@@ -94,6 +95,31 @@ def test_shapes_must_agree() -> None:
         fuse_scores([])
 
 
+@pytest.mark.parametrize(
+    ("modalities", "weights", "says"),
+    [
+        (("rgb", "flow"), (1, 1.5), "TSN's for RGB and flow"),
+        (("flow", "rgb"), (1.5, 1), "TSN's for RGB and flow"),
+        (("rgb", "rgb"), (1, 1), "equal, as all saw RGB"),
+        (("flow", "flow", "flow"), (1, 1, 1), "equal, as all saw flow"),
+        (("rgb", "rgb", "flow"), (1, 1, 1), "equal, as there are more than one RGB and one flow stream"),
+        (("rgb", ""), (1, 1), "equal, as no evaluation.json says whether s1 saw RGB or flow"),
+        (("", "rgb", ""), (1, 1, 1), "equal, as no evaluation.json says whether s0 and 1 more saw RGB or flow"),
+    ],
+)
+def test_default_weights(modalities: tuple[str, ...], weights: tuple[float, ...], says: str) -> None:
+    names = [f"s{i}" for i in range(len(modalities))]
+    assert default_weights(modalities, names) == (weights, says)
+    tables = [replace(table(RGB if m == "rgb" else FLOW), modality=m) for m in modalities]
+    fusion = fuse_tables(tables, names=names)
+    assert tuple(stream.weight for stream in fusion.streams) == weights and fusion.weighting == says
+    assert fusion.evaluation.clip_scores is not None
+    expected = sum(w * t.scores for w, t in zip(weights, tables, strict=True))
+    assert torch.equal(fusion.evaluation.clip_scores.scores, expected)
+    given = fuse_tables(tables, [2.0] * len(tables))
+    assert given.weighting == "as given" and {stream.weight for stream in given.streams} == {2.0}
+
+
 # --- clips ----------------------------------------------------------------------------------------------------
 
 
@@ -156,6 +182,21 @@ def test_streams_that_contradict_each_other() -> None:
         fuse_tables([table(RGB), table({"clap/a": ("clap", [0.0] * 3)}, ("clap", "run", "wave"))])
 
 
+def test_one_class_is_refused() -> None:
+    alone = table({"clap/a": ("clap", [1.0])}, ("clap",))
+    with pytest.raises(DataError, match="rgb has one class only, 'clap'"):
+        fuse_tables([alone, alone], names=["rgb", "flow"])
+
+
+def test_sums_that_overflow_are_refused() -> None:
+    huge = {**RGB, "jump/a": ("jump", [0.0, 2e38, -2e38])}
+    assert fuse_tables([table(huge), table(FLOW)], (1, 1.5)).evaluation.top1 == 0.75
+    with pytest.raises(DataError, match="scores of clip 'jump/a' are too large for float32"):
+        fuse_tables([table(huge), table(huge)], (1, 1.5))
+    with pytest.raises(DataError, match="too large"):
+        fuse_tables([table(RGB), table(FLOW)], (1, 1e300))
+
+
 def test_names_are_the_same_for_videos_and_their_flow() -> None:
     def named(*paths: str, starts: tuple[float, ...] | None = None) -> tuple[str, ...]:
         nan = np.full(len(paths), np.nan)
@@ -207,6 +248,8 @@ def test_a_table_comes_back_from_its_file_bit_for_bit(tmp_path: Path) -> None:
         ("clip,label,a,b\nx,a,1,\n", "row 2: could not convert string to float: ''"),
         ("clip,label,a,b\nx,a,1,nan\n", "row 2: a score is infinite or not a number"),
         ("clip,label,a,b\nx,a,1,1e999\n", "row 2: a score is infinite or not a number"),
+        ("clip,label,a,b\nx,a,1,1e300\n", "row 2: a score is infinite or not a number"),
+        ("clip,label,a,b\nx,a,1,-3.5e38\n", "row 2: a score is infinite or not a number"),
         ('clip,label,a,b\nx,a,1,"2\n', "line"),
         ("clip,label,a,b\n" + "x" * 200_000, "field larger than field limit"),
     ],
@@ -230,6 +273,47 @@ def test_binary_and_missing_files(tmp_path: Path) -> None:
         read_scores(tmp_path / "run")
 
 
+@pytest.mark.parametrize(
+    ("content", "modality"),
+    [
+        (b'{"modality": "flow"}', "flow"),
+        (b'{"modality": "rgb", "top1": 0.5}', "rgb"),
+        (b'{"modality": "rgb + flow"}', ""),
+        (b'{"modality": ["rgb"]}', ""),
+        (b"{}", ""),
+        (b"[1]", ""),
+        (b"{", ""),
+        (b"\xff\xfe", ""),
+        (b"[" * 100_000, ""),
+    ],
+)
+def test_what_a_model_saw_stands_beside_its_scores(tmp_path: Path, content: bytes, modality: str) -> None:
+    write_scores(tmp_path / "scores.csv", table(RGB))
+    assert read_scores(tmp_path).modality == ""
+    (tmp_path / "evaluation.json").write_bytes(content)
+    assert read_scores(tmp_path).modality == read_scores(tmp_path / "scores.csv").modality == modality
+    assert read_scores(write_scores(tmp_path / "other.csv", table(RGB))).modality == ""  # of another evaluation
+
+
+def test_the_command_weighs_rgb_and_flow_as_tsn_does(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for modality, rows in (("rgb", RGB), ("flow", FLOW)):
+        (tmp_path / modality).mkdir()
+        write_scores(tmp_path / modality / "scores.csv", table(rows))
+        (tmp_path / modality / "evaluation.json").write_text(json.dumps({"modality": modality}))
+    rgb, flow, out = (str(tmp_path / name) for name in ("rgb", "flow", "out"))
+    assert cli.main(["fuse", flow, rgb, "--out", out]) == 0
+    assert "weights 1.5 : 1, TSN's for RGB and flow" in capsys.readouterr().out
+    assert read_scores(out).scores.tolist() == FUSED and read_scores(out).modality == ""
+    written = json.loads((tmp_path / "out" / "evaluation.json").read_text())
+    assert (written["modality"], written["weights"]) == ("flow + rgb", [1.5, 1.0])
+    assert cli.main(["fuse", rgb, rgb, "--out", out]) == 0
+    assert "weights 1 : 1, equal, as all saw RGB" in capsys.readouterr().out
+    assert read_scores(out).modality == "rgb"
+    assert cli.main(["fuse", rgb, flow, "--weights", "1,1", "--json"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert said["weighting"] == "as given" and [stream["weight"] for stream in said["streams"]] == [1, 1]
+
+
 # --- the command ----------------------------------------------------------------------------------------------
 
 
@@ -251,6 +335,7 @@ def test_evaluations_are_fused_by_the_command(tmp_path: Path, capsys: pytest.Cap
     for found, evaluation in zip(tables, evaluations, strict=True):
         scores, labels = found.scores[found.read], found.labels[found.read]
         assert float((scores.argmax(1) == labels).float().mean()) == pytest.approx(evaluation.top1)
+        assert found.modality == evaluation.header["modality"] == "rgb"
 
     capsys.readouterr()
     assert cli.main(["fuse", *map(str, folders), "--weights", "1,1.5", "--json", "--out", str(tmp_path / "both")]) == 0

@@ -9,6 +9,7 @@ import pytest
 from vireo.bench import Ours, agrees, measure_published
 from vireo.model import count_macs, count_parameters
 from vireo.papers import CLASSES, HMDB51, JESTER, KINETICS, PUBLISHED, SSV1, SSV2, UCF101, Network, Published, resnet50
+from vireo.prune import prune
 
 PAPERS = ("TEINet", "TEFE", "MSTSM-TFDEM", "STW", "KPSEM")
 WIDE = (224, 256)
@@ -151,10 +152,18 @@ def test_norms_as_the_papers_count_them(row: tuple[str, str, str, str], giga: fl
     assert cost(ours, *row).gmacs_with_norms == pytest.approx(giga, abs=0.006)
 
 
-def test_pruning_saves_a_twelfth_of_the_work(ours: dict[int, Ours]) -> None:
+def test_what_pruning_saves(ours: dict[int, Ours]) -> None:
     work = {r.row: ours[i] for i, r in enumerate(PUBLISHED) if r.paper == "MSTSM-TFDEM" and r.table == "Table 1"}
-    assert work["MSTSM + TFDEM + pruning"].gmacs < 0.92 * work["MSTSM + TFDEM"].gmacs
+    saved = 1 - work["MSTSM + TFDEM + pruning"].gmacs / work["MSTSM + TFDEM"].gmacs
+    assert saved == pytest.approx(0.0798, abs=1e-4)  # (of the paper's figures: 0.1)
     assert work["MSTSM + TFDEM + pruning"].parameters == pytest.approx(22.486626, abs=1e-9)
+
+
+@pytest.mark.parametrize("ratio", [0.1, 0.29])
+def test_a_pruned_row_has_the_size_that_pruning_gives(ratio: float) -> None:
+    network = Network(temporal="mstsm", backbone="resnet10t", num_classes=2, num_frames=4, pruned=ratio)
+    whole = replace(network, pruned=0.0).build("cpu")
+    assert count_parameters(network.build()) == count_parameters(prune(whole, ratio_in=ratio, ratio_out=ratio))
 
 
 def test_the_stride_in_the_1x1_costs_less_and_changes_no_size() -> None:
@@ -239,3 +248,9 @@ def test_numbers_are_plausible_and_rows_unique() -> None:
 )
 def test_every_table_is_there(paper: str, tables: list[str]) -> None:
     assert list(dict.fromkeys(row.table for row in rows_of(paper))) == tables
+
+
+def test_accuracies_that_are_of_one_split_say_so() -> None:
+    ablations = [r for r in rows_of("MSTSM-TFDEM") if r.table in ("Table 2", "Table 3")]
+    assert len(ablations) == 8 and all("split 1" in row.note for row in ablations)
+    assert {r.top1 for r in ablations if r.row in ("R_one 1/8, R_two 1/16", "MSTSM_2")} == {95.72}

@@ -6,6 +6,9 @@ import copy
 import importlib
 import json
 import math
+import shlex
+import sys
+import types
 
 import pytest
 import torch
@@ -20,12 +23,13 @@ from tests.model_tools import (
     network,
     randomise,
 )
+from vireo import cli
 from vireo.checkpoint import load_checkpoint, save_checkpoint
-from vireo.config import ViewConfig, to_dict
-from vireo.errors import CheckpointError, UsageError
+from vireo.config import TrainConfig, ViewConfig, to_dict
+from vireo.errors import CheckpointError, StorageError, UsageError
 from vireo.model import Recognizer, count_macs, count_parameters, create_model, from_config
 from vireo.prune import choose_channels, measure_latency, prune, prune_command, similar_kernels
-from vireo.surgery import CUTS, apply_pruning
+from vireo.surgery import CUTS, apply_pruning, count_pruned
 from vireo.temporal.mstsm_tfdem import MultiScaleShift
 from vireo.temporal.tsm import TemporalShift
 
@@ -104,7 +108,21 @@ def test_outputs_are_chosen_by_the_layers_own_kernels_and_rounded_down() -> None
         assert chosen[site.path]["merge"] == []
         if dropped is not None:
             assert chosen[site.path]["keep"] == [c for c in range(len(weight)) if c not in dropped]
-    assert prune_module._count(100, 0.29) == 29 and prune_module._count(19, 0.1) == 1
+
+
+@pytest.mark.parametrize(
+    ("inputs", "outputs", "ratios", "counts"),
+    [
+        (100, 100, (0.29, 0.29), (29, 29)),
+        (19, 19, (0.1, 0.1), (0, 1)),  # a single input isn't averaged
+        (20, 9, (0.1, 0.1), (2, 0)),
+        (64, 64, (0.0, 0.0), (0, 0)),
+    ],
+)
+def test_shares_are_rounded_down(
+    inputs: int, outputs: int, ratios: tuple[float, float], counts: tuple[int, int]
+) -> None:
+    assert count_pruned(inputs, outputs, ratio_in=ratios[0], ratio_out=ratios[1]) == counts
 
 
 # ------------------------------------------------------------------------- what it does to a network
@@ -345,12 +363,50 @@ def test_blocks_that_cannot_be_pruned() -> None:
     for temporal, backbone, reason in (
         ("tsm", "convnext_atto", "conv_dw of a ConvNeXtBlock"),
         ("mstsm", "regnetx_002", "conv of a ConvNormAct"),
-        ("mstsm", "resnext50_32x4d", "conv2 is not a dense convolution"),
+        ("mstsm", "resnext50_32x4d", "conv2 is not a plain dense convolution but Conv2d"),
     ):
         with torch.device("meta"):
             model = create_model(temporal, backbone, num_classes=2)
         with pytest.raises(UsageError, match=rf"can't be pruned: .*({reason})"):
             prune(model)
+
+
+@pytest.mark.parametrize(
+    ("temporal", "backbone", "reason"),
+    [
+        ("tsm+twm", "resnet26", "conv2, which reads what conv1 gives, has a temporal module too"),
+        ("tsm+stw", "resnet26", "conv2, which reads what conv1 gives, has a temporal module too"),
+        ("tsm+stw", "mobilenetv2_035", "conv_dw, which reads what conv_pw gives, has a temporal module too"),
+        ("mstsm+te", "mobilenetv2_035", "conv_pwl, which reads what conv_pw gives, has a temporal module too"),
+        ("tsm+te", "mobilenetv2_035", "conv_pwl, which reads what conv_pw gives, has a temporal module too"),
+        ("tsm+fe", "resnet26", "conv2 is not a plain dense convolution but FeatureEnhancement"),
+        ("tsm+fe", "mobilenetv2_035", "conv_dw is not a plain depthwise convolution but FeatureEnhancement"),
+    ],
+)
+def test_a_shift_before_another_module(temporal: str, backbone: str, reason: str) -> None:
+    with torch.device("meta"):
+        model = create_model(temporal, backbone, num_classes=2, num_frames=4, stages=(3, 4, 5))
+    with pytest.raises(UsageError, match=rf"can't be pruned: {reason}") as caught:
+        prune(model)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_subclass_of_a_convolution_is_not_pruned() -> None:
+    class Standardised(nn.Conv2d):
+        pass
+
+    model = create_model("mstsm", "resnet10t", num_classes=2)
+    model.backbone.layer2[0].conv2.__class__ = Standardised
+    with pytest.raises(UsageError, match=r"layer2\.0\.conv1 can't be pruned: conv2 is not .* but Standardised"):
+        prune(model)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("temporal", ["tsm+tfdem", "mstsm+tfdem", "tsm+te", "mstsm+te"])
+def test_a_module_that_does_not_read_the_pruned_layer_is_no_obstacle(temporal: str) -> None:
+    model = create_model(temporal, "resnet26", num_classes=CLASSES, num_frames=4).eval()
+    smaller = prune(model, ratio_in=0.2, ratio_out=0.2)
+    assert smaller(clips(model, 2)).shape == (2, CLASSES) and count_parameters(smaller) < count_parameters(model)
 
 
 def test_twice_is_refused() -> None:
@@ -413,20 +469,54 @@ def test_the_command_writes_a_smaller_checkpoint(checkpoint, capsys) -> None:
 def test_the_command_prints_a_table(checkpoint, capsys) -> None:
     assert prune_command(checkpoint, checkpoint.with_name("small.safetensors"), device="cpu") == 0
     shown = capsys.readouterr().out
-    for text in ("parameters", "GMACs/clip", "ms/clip", "4 layers", "small.safetensors", "vireo train --init"):
+    for text in ("parameters", "GMACs/clip", "ms/clip", "4 layers", "small.safetensors"):
         assert text in shown
 
 
+@pytest.mark.parametrize("name", ["small.safetensors", "my small one.safetensors"])
+def test_the_command_says_how_to_go_on(checkpoint, capsys, monkeypatch, name: str) -> None:
+    out = checkpoint.with_name(name)
+    assert prune_command(checkpoint, out, device="cpu") == 0
+    command = capsys.readouterr().out.splitlines()[-1].removeprefix("next: ")
+    assert shlex.split(command) == ["vireo", "train", "--init", str(out), "--data", "DATA", "--out", "RUN"]
+    trained: list[TrainConfig] = []  # and the line is one that `vireo train` takes
+
+    def train(config: TrainConfig, **_: object) -> types.SimpleNamespace:
+        trained.append(config)
+        return types.SimpleNamespace(interrupted=False)
+
+    monkeypatch.setitem(sys.modules, "vireo.train", types.SimpleNamespace(train=train))
+    assert cli.main(shlex.split(command)[1:]) == 0
+    assert str(trained[0].init) == str(out)
+
+
+def test_the_folder_of_the_output_is_made(checkpoint, capsys) -> None:
+    out = checkpoint.parent / "new" / "folder" / "small.safetensors"
+    assert prune_command(checkpoint, out, device="cpu") == 0
+    assert load_checkpoint(out).model.config.pruned
+
+
 def test_the_command_refuses_before_it_works(checkpoint, tmp_path) -> None:
-    with pytest.raises(UsageError, match="another file"):
+    with pytest.raises(UsageError, match=r"m\.safetensors exists already"):
         prune_command(checkpoint, checkpoint)
-    with pytest.raises(UsageError, match="no folder"):
-        prune_command(checkpoint, tmp_path / "missing" / "x.safetensors")
+    (tmp_path / "other.safetensors").write_text("mine")
+    with pytest.raises(UsageError, match=r"other\.safetensors exists already"):
+        prune_command(checkpoint, tmp_path / "other.safetensors")
+    assert (tmp_path / "other.safetensors").read_text() == "mine"
+    for name in ("small.txt", "small"):
+        with pytest.raises(UsageError, match=rf"{name}: what is written is a \.safetensors file"):
+            prune_command(checkpoint, tmp_path / "missing" / name)
+    with pytest.raises(UsageError, match="--ratio-in and --ratio-out are both 0"):
+        prune_command(checkpoint, tmp_path / "missing" / "x.safetensors", ratio_in=0, ratio_out=0.0)
+    with pytest.raises(UsageError, match=r"ratio_in is 0\.001 and ratio_out is 0; .* nothing would go"):
+        prune_command(checkpoint, tmp_path / "missing" / "x.safetensors", ratio_in=0.001, ratio_out=0, device="cpu")
+    with pytest.raises(StorageError, match="could not be written"):
+        prune_command(checkpoint, tmp_path / "other.safetensors" / "x.safetensors", device="cpu")
     with pytest.raises(UsageError, match="ratio_in"):
         prune_command(checkpoint, tmp_path / "x.safetensors", ratio_in=2)
     with pytest.raises(CheckpointError, match="no such file"):
         prune_command(tmp_path / "none.safetensors", tmp_path / "x.safetensors")
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["m.safetensors"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["m.safetensors", "other.safetensors"]
 
 
 def test_models_take_turns(monkeypatch) -> None:
@@ -437,4 +527,4 @@ def test_models_take_turns(monkeypatch) -> None:
         model.register_forward_hook(lambda *_, i=i: order.append(i))
     done: list[int] = []
     assert len(measure_latency(models, 64, done=done.append)) == 2
-    assert order == [0, 1] * 3 and sum(done) == 4
+    assert order == [0, 1, 0, 1, 1, 0] and sum(done) == 4

@@ -472,3 +472,8 @@ def test_half_precision() -> None:
     assert torch.cosine_similarity(outputs.features.float().flatten(), exact.flatten(), dim=0) > 0.98
     outputs.features.float().square().sum().backward()
     assert all(p.grad is not None and bool(p.grad.isfinite().all()) for p in branch.parameters())
+
+
+def test_features_that_are_no_numbers_give_no_error() -> None:
+    model = create_model("kpsem", "resnet10t", num_classes=2, num_frames=3)
+    assert bool(model(torch.full((1, 3, 3, 64, 64), torch.nan)).isnan().all())  # training then names the clips

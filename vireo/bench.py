@@ -6,12 +6,11 @@ import json as jsonlib
 import os
 import platform
 import statistics
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from rich.console import Console
@@ -22,10 +21,14 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from vireo import progress
 from vireo.checkpoint import load_checkpoint
+from vireo.contracts import prepend
 from vireo.devices import choose_device
 from vireo.errors import UsageError
 from vireo.model import Recognizer, count_macs, count_parameters, create_model
 from vireo.papers import PUBLISHED, Network, Published
+from vireo.surgery import apply_pruning
+from vireo.temporal.tsm import TemporalShift
+from vireo.timing import noise, time_in_turns
 
 COUNTED = (
     "MACs are multiply-accumulates (what papers call FLOPs) of convolutions, linear layers and matrix products, by "
@@ -65,8 +68,10 @@ class Complexity:
     """Trainable or not, classifier included; running statistics of norms don't count."""
     macs: int
     macs_with_norms: int
+    pruned_layers: int
     parts: tuple[Part, ...]
-    """They add up to the whole. Temporal modules: all that the network has more than its plain backbone."""
+    """They add up to the whole. Temporal modules: all that the network has more than its backbone, which is counted as
+    it stands in the network: pruned, if it is."""
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
@@ -82,6 +87,7 @@ def measure_complexity(model: Recognizer, size: tuple[int, int] = (224, 224)) ->
     """
     whole = _count(model, size)
     plain = plain_network(model)
+    _prune_as(model, plain)
     plain_cost = _count(plain, size)
     classifier = Part(name="classifier", parameters=count_parameters(model.classifier), macs=whole.classifier)
     branches = [
@@ -94,7 +100,7 @@ def measure_complexity(model: Recognizer, size: tuple[int, int] = (224, 224)) ->
     parameters = count_parameters(model)
     known = [backbone, *branches, classifier]
     modules = Part(
-        name="temporal modules, pruned" if model.config.pruned else "temporal modules",
+        name="temporal modules",
         parameters=parameters - sum(p.parameters for p in known),
         macs=whole.macs - sum(p.macs for p in known),
     )
@@ -108,12 +114,13 @@ def measure_complexity(model: Recognizer, size: tuple[int, int] = (224, 224)) ->
         parameters=parameters,
         macs=whole.macs,
         macs_with_norms=whole.macs + NORM_MACS * whole.norm_elements,
+        pruned_layers=len(model.config.pruned),
         parts=(backbone, modules, *branches, classifier),
     )
 
 
 def plain_network(model: Recognizer, device: str = "meta") -> Recognizer:
-    """A TSN on the same backbone, with fresh weights; on the meta device with none."""
+    """A TSN on the same backbone, whole, with fresh weights; on the meta device with none."""
     config = model.config
     with torch.device(device):
         return create_model(
@@ -127,6 +134,15 @@ def plain_network(model: Recognizer, device: str = "meta") -> Recognizer:
             std=config.std,
             backbone_options=config.backbone_options,
         )
+
+
+def _prune_as(model: Recognizer, plain: Recognizer) -> None:
+    # Takes from a plain network what is missing in a pruned one. Pruning works on layers behind a shift, so
+    # they get one that moves nothing and costs nothing.
+    sites = tuple(site for site in model.sites if site.path in model.config.pruned)
+    for site in sites:
+        prepend(site, plain.backbone.get_submodule(site.path), TemporalShift(site.frames, fold=0))
+    apply_pruning(plain.backbone, sites, model.config.pruned)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -167,12 +183,14 @@ def _counted_norms(model: nn.Module) -> Iterator[list[int]]:
 
 def complexity_command(
     *,
-    temporal: str = "tei",
-    backbone: str = "resnet50",
+    temporal: str | None = None,
+    backbone: str | None = None,
     checkpoint: Path | None = None,
-    num_classes: int = 400,
-    num_frames: int = 8,
+    num_classes: int | None = None,
+    num_frames: int | None = None,
     size: tuple[int, int] | None = None,
+    modality: Literal["rgb", "flow"] | None = None,
+    flow_fields: int | None = None,
     options: Mapping[str, Any] | None = None,
     backbone_options: Mapping[str, Any] | None = None,
     json: bool = False,
@@ -180,33 +198,35 @@ def complexity_command(
     """Print parameters and multiply-accumulates of a network, part by part.
 
     Args:
-        temporal: name of the temporal module.
-        backbone: name of the backbone.
-        checkpoint: count this one's network instead; the other settings of the network are then its own.
-        num_classes: K.
-        num_frames: T.
+        temporal: name of the temporal module; None: tei.
+        backbone: name of the backbone; None: resnet50.
+        checkpoint: count this one's network instead; all that describes the network is then its own.
+        num_classes: K; None: 400.
+        num_frames: T; None: 8.
         size: height and width of the frames, pixels; by default the checkpoint's, else 224 × 224.
+        modality: None: rgb.
+        flow_fields: of modality flow, stacked at each of the T positions; None: 5.
         options: of the temporal module.
         backbone_options: of the backbone.
         json: print JSON.
 
     Raises:
-        VireoError: a network that can't be built, or a file that is no checkpoint.
+        VireoError: a network that can't be built, a file that is no checkpoint, or one with options that describe
+            another network.
     """
-    if checkpoint is not None:
-        model, size = _from_checkpoint(checkpoint, size)
-    else:
-        size = size or (224, 224)
-        network = Network(
-            temporal=temporal,
-            backbone=backbone,
-            num_classes=num_classes,
-            num_frames=num_frames,
-            options=dict(options or {}),
-            backbone_options=dict(backbone_options or {}),
-        )
-        model = network.build()
-    _check_size(size)
+    model, size = _network(
+        "meta",
+        checkpoint,
+        size,
+        temporal=temporal,
+        backbone=backbone,
+        num_classes=num_classes,
+        num_frames=num_frames,
+        modality=modality,
+        flow_fields=flow_fields,
+        options=options,
+        backbone_options=backbone_options,
+    )
     found = measure_complexity(model, size)
     if json:
         print(jsonlib.dumps(found.as_dict(), ensure_ascii=False))
@@ -219,6 +239,8 @@ def print_complexity(found: Complexity, console: Console) -> None:
     """One line per part, then the whole."""
     title = f"{found.temporal} on {found.backbone}"
     setting = f"  {found.num_classes} classes, {found.num_frames} frames of {found.height}×{found.width}"
+    if found.pruned_layers:
+        setting += f", {found.pruned_layers} layers pruned"
     console.print(Text.assemble((title, "bold"), (setting, "dim")), soft_wrap=True)
     table = _table("", "parameters", "share", "GMACs/clip", "GMACs/frame", "share", left=1)
     for part in found.parts:
@@ -425,12 +447,14 @@ class Speed:
 
 def speed_command(
     *,
-    temporal: str = "tei",
-    backbone: str = "resnet50",
+    temporal: str | None = None,
+    backbone: str | None = None,
     checkpoint: Path | None = None,
-    num_classes: int = 400,
-    num_frames: int = 8,
+    num_classes: int | None = None,
+    num_frames: int | None = None,
     size: tuple[int, int] | None = None,
+    modality: Literal["rgb", "flow"] | None = None,
+    flow_fields: int | None = None,
     batch_sizes: Sequence[int] = (1, 16),
     device: str = "auto",
     precision: str = "float32",
@@ -443,12 +467,14 @@ def speed_command(
     """Time a network's forward pass, in turns with a TSN on the same backbone.
 
     Args:
-        temporal: name of the temporal module.
-        backbone: name of the backbone.
-        checkpoint: time this one's network instead; the other settings of the network are then its own.
-        num_classes: K.
-        num_frames: T.
+        temporal: name of the temporal module; None: tei.
+        backbone: name of the backbone; None: resnet50.
+        checkpoint: time this one's network instead; all that describes the network is then its own.
+        num_classes: K; None: 400.
+        num_frames: T; None: 8.
         size: height and width of the frames, pixels; by default the checkpoint's, else 224 × 224.
+        modality: None: rgb.
+        flow_fields: of modality flow, stacked at each of the T positions; None: 5.
         batch_sizes: clips per batch; 1 gives the latency, a larger one the throughput.
         device: ``auto``, ``cpu``, ``cuda``, ...
         precision: ``float32``, or ``bf16`` for autocast to bfloat16.
@@ -459,26 +485,27 @@ def speed_command(
         json: print JSON.
 
     Raises:
-        VireoError: a network that can't be built, a file that is no checkpoint, a device that isn't there.
+        VireoError: a network that can't be built, a file that is no checkpoint, or one with options that describe
+            another network; a device that isn't there.
     """
     if precision not in ("float32", "bf16"):
         raise UsageError(f"precision is {precision!r}; use float32 or bf16")
     if repeats < 2 or not batch_sizes or min(batch_sizes) < 1:
         raise UsageError(f"repeats is {repeats} and batch_sizes {list(batch_sizes)}; it takes at least 2 and 1")
     target = choose_device(device)
-    if checkpoint is not None:
-        model, size = _from_checkpoint(checkpoint, size)
-    else:
-        size = size or (224, 224)
-        model = create_model(
-            temporal,
-            backbone,
-            num_classes=num_classes,
-            num_frames=num_frames,
-            backbone_options=backbone_options,
-            **(options or {}),
-        )
-    _check_size(size)
+    model, size = _network(
+        "cpu",
+        checkpoint,
+        size,
+        temporal=temporal,
+        backbone=backbone,
+        num_classes=num_classes,
+        num_frames=num_frames,
+        modality=modality,
+        flow_fields=flow_fields,
+        options=options,
+        backbone_options=backbone_options,
+    )
     speeds = measure_speed(
         model, size, batch_sizes=batch_sizes, device=target, precision=precision, compile=compile, repeats=repeats
     )
@@ -487,6 +514,7 @@ def speed_command(
         "backbone": model.config.backbone,
         "num_classes": model.num_classes,
         "num_frames": model.num_frames,
+        "modality": model.config.modality,
         "height": size[0],
         "width": size[1],
         "precision": precision,
@@ -566,57 +594,8 @@ def autocast(device: torch.device, precision: str) -> Any:
 
 
 def random_clips(model: Recognizer, count: int, size: tuple[int, int], device: torch.device) -> Tensor:
-    """(count, T, C, height, width) uint8 noise, in memory as decoders give it: N, T, H, W, C."""
-    shape = (count, model.num_frames, *size, len(model.mean))
-    return torch.randint(0, 256, shape, dtype=torch.uint8, device=device).permute(0, 1, 4, 2, 3)
-
-
-def seconds_of(call: Callable[[], object], device: torch.device) -> float:
-    """Wall-clock seconds of one call, until the device has finished."""
-    synchronise(device)
-    began = time.perf_counter()
-    call()
-    synchronise(device)
-    return time.perf_counter() - began
-
-
-def time_in_turns(
-    calls: Mapping[str, Callable[[], object]],
-    *,
-    repeats: int,
-    device: torch.device,
-    warmup: int = 3,
-    timer: Callable[[Callable[[], object], torch.device], float] = seconds_of,
-    done: Callable[[int], object] = lambda count: None,
-) -> dict[str, list[float]]:
-    """Seconds per call, of several calls in turns: what else the machine does hits all of them alike.
-
-    Args:
-        calls: by name.
-        repeats: times that each is timed.
-        device: where they compute.
-        warmup: untimed calls of each, before.
-        timer: how one call is timed.
-        done: told of every timed call.
-    """
-    for call in calls.values():
-        for _ in range(warmup):
-            call()
-    times: dict[str, list[float]] = {name: [] for name in calls}
-    for turn in range(repeats):
-        names = list(calls) if turn % 2 == 0 else list(calls)[::-1]  # none is always the first
-        for name in names:
-            times[name].append(timer(calls[name], device))
-            done(1)
-    return times
-
-
-def synchronise(device: torch.device) -> None:
-    """Wait until a GPU has done what it was given; nothing on a processor."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    elif device.type == "mps":
-        torch.mps.synchronize()
+    """(count, T, C, height, width) uint8 noise for a model, in memory as decoders give it: N, T, H, W, C."""
+    return noise((count, model.num_frames, len(model.mean), *size), device)
 
 
 def speed_rows(speeds: Sequence[Speed]) -> list[dict[str, Any]]:
@@ -687,14 +666,34 @@ def _processor() -> str:
 # ---------------------------------------------------------------------------------------------------- shared
 
 
-def _from_checkpoint(path: Path, size: tuple[int, int] | None) -> tuple[Recognizer, tuple[int, int]]:
-    loaded = load_checkpoint(path)
-    return loaded.model, size or (loaded.view.size, loaded.view.size)
+_DEFAULTS: Mapping[str, Any] = {"temporal": "tei", "backbone": "resnet50", "num_classes": 400}  # others: create_model's
 
 
-def _check_size(size: tuple[int, int]) -> None:
-    if len(size) != 2 or min(size) < 16:
+def _network(
+    device: str,
+    checkpoint: Path | None,
+    size: tuple[int, int] | None,
+    *,
+    options: Mapping[str, Any] | None,
+    backbone_options: Mapping[str, Any] | None,
+    **described: Any,
+) -> tuple[Recognizer, tuple[int, int]]:
+    # The network that a command is about, and the size of its frames.
+    if size is not None and (len(size) != 2 or min(size) < 16):
         raise UsageError(f"size is {list(size)}; it takes a height and a width of at least 16 pixels")
+    given = {name: value for name, value in described.items() if value is not None}
+    if checkpoint is not None:
+        named = [*given, *(["options"] if options else []), *(["backbone_options"] if backbone_options else [])]
+        if named:
+            shown = ", ".join(f"--{name.replace('_', '-')}" for name in named)
+            raise UsageError(f"--checkpoint {checkpoint} is a whole network, which {shown} can't change; leave one out")
+        loaded = load_checkpoint(checkpoint)
+        return loaded.model, size or (loaded.view.size, loaded.view.size)
+    if "flow_fields" in given and given.get("modality") != "flow":
+        raise UsageError(f"--flow-fields {given['flow_fields']} is for --modality flow; frames of rgb have none")
+    with torch.device(device):
+        model = create_model(**{**_DEFAULTS, **given}, backbone_options=backbone_options, **(options or {}))
+    return model, size or (224, 224)
 
 
 def _console() -> Console:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json as jsonlib
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, fields
 from typing import Any
 
@@ -45,20 +46,16 @@ def show_models(
     """Print temporal modules, and the sizes of networks; the options are those of `vireo models`."""
     if min(num_classes, num_frames) < 1 or size < 32:
         raise UsageError("num_classes and num_frames must be at least 1, size at least 32 pixels")
-    families = {name: family.name for family in FAMILIES for name in family.examples}
     if temporal is not None:
         build_temporal(temporal, {})
-    if text and backbone is not None:
-        raise UsageError(f"--filter {text} and --backbone {backbone} exclude each other: --backbone names the only one")
-    names = [backbone] if backbone else [name for name in families if text.lower() in name.lower()]
-    if not names:
-        raise UsageError(f"no backbone in the list contains {text!r}; --backbone takes any timm name")
+    families = choose_backbones(text, backbone)
+    names = list(families)
     modules = [temporal] if temporal else list(temporal_modules) if backbone else ["tsn"]
     entries = []
     with progress.bar("measure", len(names) * len(modules), "networks") as advance:
         for name in names:
             for module in modules:
-                entries.append(measure(module, name, families.get(name, ""), num_classes, num_frames, size))
+                entries.append(measure(module, name, families[name], num_classes, num_frames, size))
                 advance(1)
     if json:
         found = {"temporal": describe_modules(), "networks": [asdict(e) for e in entries]}
@@ -76,30 +73,77 @@ def show_models(
     return 0
 
 
-def show_pairs(*, backbone: str | None, json: bool) -> int:
+def choose_backbones(text: str, backbone: str | None) -> dict[str, str]:
+    """Names of backbones and, where they are in the list of tested ones, of their families.
+
+    Args:
+        text: only those whose name contains it.
+        backbone: this one alone, any timm name.
+
+    Raises:
+        UsageError: both are given, or no name contains the text.
+    """
+    if text and backbone is not None:
+        raise UsageError(f"--filter {text} and --backbone {backbone} exclude each other: --backbone names the only one")
+    families = {name: family.name for family in FAMILIES for name in family.examples}
+    if backbone is not None:
+        return {backbone: families.get(backbone, "")}
+    found = {name: family for name, family in families.items() if text.lower() in name.lower()}
+    if not found:
+        raise UsageError(f"no backbone in the list contains {text!r}; --backbone takes any timm name")
+    return found
+
+
+def show_pairs(*, text: str, temporal: str | None, backbone: str | None, num_frames: int, json: bool) -> int:
     """Print which temporal module works on which backbone; the options are those of `vireo models --pairs`."""
-    names = [backbone] if backbone else [family.examples[0] for family in FAMILIES]
-    total = len(names) * len(temporal_modules.names())
-    with progress.bar("build", total, "networks") as advance:
-        pairs = []
-        for pair in supported_pairs(names):
+    if num_frames < 1:
+        raise UsageError(f"num_frames is {num_frames}; it must be at least 1")
+    if temporal is not None:
+        build_temporal(temporal, {})
+    modules = [temporal] if temporal else list(temporal_modules.names())
+    columns: dict[str, str] = {}  # family → the first of its backbones
+    for name, family in choose_backbones(text, backbone).items():
+        columns.setdefault(family or name, name)
+    pairs = []
+    with progress.bar("build", len(columns) * len(modules), "networks") as advance:
+        for pair in supported_pairs(list(columns.values()), modules, num_frames):
             pairs.append(pair)
             advance(1)
     if json:
         print(jsonlib.dumps([asdict(pair) for pair in pairs], ensure_ascii=False))
         return 0
-    console = Console(highlight=False)
-    console.print(Text("What works where", "bold"), Text("one backbone of each family stands for it", "dim"))
-    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="dim")
-    for name in ("", *temporal_modules.names()):
-        table.add_column(name.replace("_", "_\n"), vertical="bottom")
-    for name in names:
-        marks = (Text("–", "dim") if pair.reason else Text("✓", "green") for pair in pairs if pair.backbone == name)
-        table.add_row(Text(name, "cyan"), *marks)
-    console.print(table)
-    for (name, why), modules in reasons(pairs).items():
-        console.print(Text(f"  {name} – {', '.join(modules)}: {why}", "dim"), soft_wrap=True)
+    print_pairs(Console(highlight=False), columns, modules, pairs)
     return 0
+
+
+def print_pairs(console: Console, columns: Mapping[str, str], modules: Sequence[str], pairs: Sequence[Pair]) -> None:
+    """One line per module, one column per family; below, what stands for the families, and why pairs don't work.
+
+    Args:
+        console: 80 columns are enough for all families.
+        columns: family → the backbone that stands for it.
+        modules: names of temporal modules.
+        pairs: all of these modules with all of these backbones.
+    """
+    works = {(pair.temporal, pair.backbone): pair.reason is None for pair in pairs}
+    console.print(Text.assemble(("What works where", "bold"), ("  one backbone of each family stands for it", "dim")))
+    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="dim")
+    table.add_column("", no_wrap=True, style="cyan")
+    for family in columns:
+        table.add_column(_in_two_lines(family), vertical="bottom", no_wrap=True)
+    for module in modules:
+        marks = (works[module, name] for name in columns.values())
+        table.add_row(module, *(Text("✓", "green") if mark else Text("–", "dim") for mark in marks))
+    console.print(table)
+    stand_ins = ", ".join(f"{family}: {name}" for family, name in columns.items() if family != name)
+    if stand_ins:
+        console.print(Text(f"  {stand_ins}", "dim"))
+    for (name, why), stopped in reasons(pairs).items():
+        console.print(Text(f"  – {name} with {', '.join(stopped)}: {why}", "dim"))
+
+
+def _in_two_lines(family: str) -> str:
+    return re.sub(r"(?<=[a-z])(?=Ne[tX])|(?<=-)", "\n", family)  # Mobile-NetV2, MFNet-3D
 
 
 def reasons(pairs: Iterable[Pair]) -> dict[tuple[str, str], list[str]]:
@@ -133,9 +177,8 @@ def describe_modules() -> list[dict[str, Any]]:
 
 
 def defaults(kind: type[TemporalModule]) -> dict[str, Any]:
-    """The options of a temporal module with their defaults; `stages` is idle for one that inserts nothing."""
-    idle = ("stages",) if kind.anchor is None else ()
-    return {f.name: f.default for f in fields(kind) if f.default is not MISSING and f.name not in idle}
+    """The options of a temporal module with their defaults."""
+    return {f.name: f.default for f in fields(kind) if f.default is not MISSING}
 
 
 def print_modules(console: Console) -> None:

@@ -123,7 +123,15 @@ def write_tensors(path: str | Path, tensors: Mapping[str, Tensor], meta: Mapping
         header = {_KEY: json.dumps(dict(meta), allow_nan=True)}
     except (TypeError, ValueError) as error:
         raise UsageError(f"{path}: what is to be stored beside the tensors is not plain data: {error}") from error
-    content = safetensors.torch.save(_apart(tensors), metadata=header)
+    write_atomically(path, safetensors.torch.save(_apart(tensors), metadata=header))
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write a file, safe against interrupts and loss of power: the old file or the new one stands there, whole.
+
+    Raises:
+        StorageError: it could not be written; a file that was there before is intact.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with open(temporary, "wb") as file:

@@ -46,9 +46,9 @@ def models(
     filter: str = "",
     temporal: str | None = None,
     backbone: str | None = None,
-    num_classes: int = 400,
+    num_classes: int | None = None,
     num_frames: int = 8,
-    size: int = 224,
+    size: int | None = None,
     pairs: bool = False,
     json: bool = False,
 ) -> int:
@@ -59,11 +59,11 @@ def models(
 
     Args:
         filter: Only backbones whose name contains this text.
-        temporal: Only this temporal module [tsn; with --backbone: all].
+        temporal: Only this temporal module [tsn; with --backbone or --pairs: all].
         backbone: Only this backbone, any timm name.
-        num_classes: Classes of the networks.
+        num_classes: Classes of the networks [400].
         num_frames: T, frames per clip.
-        size: Height and width of the input, pixels.
+        size: Height and width of the input, pixels [224].
         pairs: Show what works where instead of sizes.
         json: Print JSON.
 
@@ -76,14 +76,17 @@ def models(
     from vireo.catalog import show_models, show_pairs
 
     if pairs:
-        return show_pairs(backbone=backbone, json=json)
+        for name, value in (("--num-classes", num_classes), ("--size", size)):
+            if value is not None:
+                raise UsageError(f"{name} {value}: with --pairs no sizes are shown; leave it out")
+        return show_pairs(text=filter, temporal=temporal, backbone=backbone, num_frames=num_frames, json=json)
     return show_models(
         text=filter,
         temporal=temporal,
         backbone=backbone,
-        num_classes=num_classes,
+        num_classes=400 if num_classes is None else num_classes,
         num_frames=num_frames,
-        size=size,
+        size=224 if size is None else size,
         json=json,
     )
 
@@ -221,18 +224,20 @@ def fuse(scores: list[Path], *, weights: tuple[float, ...] = (), out: Path | Non
     """Add up the scores of models that saw the same clips: RGB and flow, or 8 and 16 frames.
 
     Each clip's class scores, before softmax, are summed with the weights. Prints the accuracy of every model
-    and of all together, on the clips that all have scores of.
+    and of all together, on the clips that all have scores of, and which weights were used.
 
     Args:
         scores: Folders that eval wrote, or scores.csv files, two or more. Clips are matched by name.
-        weights: One per model, in their order [all 1]. RGB and flow in TSN: 1,1.5.
+        weights: One per model, in their order [one RGB and one flow model: 1 and 1.5, as in TSN; otherwise
+            all 1].
         out: Folder for the evaluation of the sum, with its own scores.csv.
         json: Print JSON.
 
     Example:
         vireo eval runs/rgb/best.safetensors --data clips/
         vireo eval runs/flow/best.safetensors --data flow/
-        vireo fuse runs/rgb/best.eval runs/flow/best.eval --weights 1,1.5
+        vireo fuse runs/rgb/best.eval runs/flow/best.eval
+        vireo fuse runs/rgb/best.eval runs/flow/best.eval --weights 1,1
         vireo fuse runs/8f/best.eval runs/16f/best.eval
     """
     for path in scores:
@@ -243,11 +248,12 @@ def fuse(scores: list[Path], *, weights: tuple[float, ...] = (), out: Path | Non
 
 
 def predict(checkpoint: Path, inputs: list[Path], *, top_k: int = 5, device: str = "auto", json: bool = False) -> int:
-    """Say what happens in videos. The checkpoint carries all that this needs.
+    """Say what happens in videos, or in clips of optical flow. The checkpoint carries all that this needs.
 
     Args:
         checkpoint: A file that train wrote.
-        inputs: Videos, and folders whose videos are taken at any depth.
+        inputs: Videos, and folders whose videos are taken at any depth. For a model of flow: folders of flow
+            images, .npy arrays, and folders that hold such clips.
         top_k: How many classes to show.
         device: auto, cpu, cuda, cuda:1, mps.
         json: Print one JSON object per video and line.
@@ -255,6 +261,7 @@ def predict(checkpoint: Path, inputs: list[Path], *, top_k: int = 5, device: str
     Example:
         vireo predict runs/gestures/best.safetensors clip.mp4
         vireo predict runs/gestures/best.safetensors videos/ --top-k 1 --json
+        vireo predict runs/flow/best.safetensors flow/wave/anna_3 flow/wave/ben_1.npy
     """
     existing(checkpoint)
     from vireo.predict import predict_command
@@ -279,7 +286,7 @@ def prune(
 
     Args:
         checkpoint: A file that train wrote.
-        out: The smaller checkpoint to write.
+        out: The smaller checkpoint to write, a .safetensors file that isn't there yet; its folder is made if missing.
         ratio_in: Share of each layer's input channels that become one.
         ratio_out: Share of each layer's kernels that are dropped.
         device: Where time is measured: auto, cpu, cuda, cuda:1, mps.
@@ -363,12 +370,14 @@ def convert(
 
 
 def bench_complexity(
-    temporal: str = "tei",
-    backbone: str = "resnet50",
+    temporal: str | None = None,
+    backbone: str | None = None,
     checkpoint: Path | None = None,
-    num_classes: int = 400,
-    num_frames: int = 8,
+    num_classes: int | None = None,
+    num_frames: int | None = None,
     size: tuple[int, ...] = (),
+    modality: Literal["rgb", "flow"] | None = None,
+    flow_fields: int | None = None,
     options: dict[str, Any] = {},  # noqa: B006  # read, never written
     backbone_options: dict[str, Any] = {},  # noqa: B006
     json: bool = False,
@@ -376,12 +385,14 @@ def bench_complexity(
     """Count parameters and multiply-accumulates of a network, part by part.
 
     Args:
-        temporal: Temporal module, or several joined by +.
-        backbone: Backbone.
-        checkpoint: Count this one's network instead.
-        num_classes: Classes.
-        num_frames: T, frames per clip.
+        temporal: Temporal module, or several joined by + [tei].
+        backbone: Backbone [resnet50].
+        checkpoint: Count this one's network instead; no other option but --size describes the network then.
+        num_classes: Classes [400].
+        num_frames: T, frames per clip [8].
         size: Height and width of the input, pixels, or one number for both [224; the checkpoint's].
+        modality: rgb, or flow for stacked optical flow [rgb].
+        flow_fields: Flow fields stacked at each of the T positions [5].
         options: Options of the temporal module, e.g. --options.stages 4,5.
         backbone_options: Options of the backbone.
         json: Print JSON.
@@ -402,6 +413,8 @@ def bench_complexity(
         num_classes=num_classes,
         num_frames=num_frames,
         size=height_and_width(size),
+        modality=modality,
+        flow_fields=flow_fields,
         options=options,
         backbone_options=backbone_options,
         json=json,
@@ -423,12 +436,14 @@ def bench_papers(json: bool = False) -> int:
 
 
 def bench_speed(
-    temporal: str = "tei",
-    backbone: str = "resnet50",
+    temporal: str | None = None,
+    backbone: str | None = None,
     checkpoint: Path | None = None,
-    num_classes: int = 400,
-    num_frames: int = 8,
+    num_classes: int | None = None,
+    num_frames: int | None = None,
     size: tuple[int, ...] = (),
+    modality: Literal["rgb", "flow"] | None = None,
+    flow_fields: int | None = None,
     batch_sizes: tuple[int, ...] = (1, 16),
     device: str = "auto",
     precision: Literal["float32", "bf16"] = "float32",
@@ -443,12 +458,14 @@ def bench_speed(
     What Table 2 of the TEINet paper measures; loading is left out.
 
     Args:
-        temporal: Temporal module, or several joined by +.
-        backbone: Backbone.
-        checkpoint: Time this one's network instead.
-        num_classes: Classes.
-        num_frames: T, frames per clip.
+        temporal: Temporal module, or several joined by + [tei].
+        backbone: Backbone [resnet50].
+        checkpoint: Time this one's network instead; no other option but --size describes the network then.
+        num_classes: Classes [400].
+        num_frames: T, frames per clip [8].
         size: Height and width of the input, pixels, or one number for both [224; the checkpoint's].
+        modality: rgb, or flow for stacked optical flow [rgb].
+        flow_fields: Flow fields stacked at each of the T positions [5].
         batch_sizes: Clips per batch.
         device: auto, cpu, cuda, cuda:1, mps.
         precision: float32, or bf16 for autocast.
@@ -473,6 +490,8 @@ def bench_speed(
         num_classes=num_classes,
         num_frames=num_frames,
         size=height_and_width(size),
+        modality=modality,
+        flow_fields=flow_fields,
         batch_sizes=batch_sizes,
         device=device,
         precision=precision,

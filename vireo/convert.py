@@ -39,10 +39,8 @@ only; its names are an image model's, and as `tsm` its scores would be wrong.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json as jsonlib
-import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -62,7 +60,8 @@ from vireo.backbones import (
     pretrained_config,
     read_weights,
 )
-from vireo.checkpoint import save_checkpoint
+from vireo.backbones.weights import tensor_fault
+from vireo.checkpoint import save_checkpoint, write_atomically
 from vireo.config import ViewConfig
 from vireo.errors import UsageError, WeightsError, writing
 from vireo.model import Recognizer, create_model
@@ -642,9 +641,11 @@ def _is_matrix(tensor: Tensor | None) -> bool:
 
 
 def _weights(name: str, tensor: Tensor) -> Tensor:
+    if fault := tensor_fault(tensor):
+        raise WeightsError(f"{name} {fault}")
     if name.endswith("num_batches_tracked"):
         return tensor
-    if not tensor.is_floating_point() or tensor.layout != torch.strided or tensor.is_quantized:
+    if not tensor.is_floating_point():
         raise WeightsError(f"{name} is {str(tensor.dtype).removeprefix('torch.')}; weights are floating point numbers.")
     tensor = tensor.float()
     if not bool(tensor.isfinite().all()):
@@ -708,14 +709,7 @@ def _normalisation(
 
 def _write_weights(out: Path, tensors: Mapping[str, Tensor], header: Mapping[str, str]) -> None:
     content = safetensors.torch.save({k: t.contiguous() for k, t in tensors.items()}, metadata=dict(header))
-    temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
-    try:
-        with writing(out):
-            temporary.write_bytes(content)
-            os.replace(temporary, out)
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
+    write_atomically(out, content)
 
 
 def _hash(path: Path) -> str:

@@ -35,7 +35,7 @@ from vireo.devices import choose_device
 from vireo.errors import DataError, UsageError, writing
 from vireo.model import Recognizer
 from vireo.runs import write_failures
-from vireo.scores import SCORES, ScoreTable, clip_names, write_scores
+from vireo.scores import EVALUATION, SCORES, ScoreTable, clip_names, write_scores
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -298,6 +298,7 @@ def evaluate(
 
     header = {
         "checkpoint": describe(checkpoint),
+        "modality": model.config.modality,
         "split": part,
         "protocol": f"1x1-center: {frames_of(model)} ({checkpoint.view.sampling}), "
         f"short side {checkpoint.view.resize_to}, centre crop {checkpoint.view.size}²",
@@ -321,16 +322,20 @@ def evaluate(
     return replace(
         measure(straight, checkpoint.labels, header),
         shuffled=tuple(measure(scores, checkpoint.labels, header).top1 for scores in shuffled),
-        clip_scores=tabulate(straight, table),
+        clip_scores=tabulate(straight, table, model.config.modality),
     )
 
 
-def tabulate(scores: Scores, table: ClipTable) -> ScoreTable:
+def tabulate(scores: Scores, table: ClipTable, modality: str) -> ScoreTable:
     """Scores by the clips' names, failed clips with nan."""
     rows = torch.full((len(table), len(table.label_names)), torch.nan)
     rows[scores.indices] = scores.logits
     return ScoreTable(
-        clips=clip_names(table), labels=torch.from_numpy(table.labels), label_names=table.label_names, scores=rows
+        clips=clip_names(table),
+        labels=torch.from_numpy(table.labels),
+        label_names=table.label_names,
+        scores=rows,
+        modality=modality,
     )
 
 
@@ -422,7 +427,7 @@ def print_evaluation(evaluation: Evaluation, console: Console) -> None:
 
 def write_evaluation(evaluation: Evaluation, out: Path) -> dict[str, Path]:
     """Write ``evaluation.json``, ``per_class.csv``, ``confusion.png``, ``scores.csv`` and, if any, ``failed.csv``."""
-    files = {"json": out / "evaluation.json", "per_class": out / "per_class.csv"}
+    files = {"json": out / EVALUATION, "per_class": out / "per_class.csv"}
     with writing(files["json"]):
         out.mkdir(parents=True, exist_ok=True)
         files["json"].write_text(jsonlib.dumps(evaluation.as_dict(), indent=1, ensure_ascii=False) + "\n", "utf-8")

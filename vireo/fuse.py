@@ -1,7 +1,8 @@
 """Late fusion: models that saw the same clips, as RGB and flow or as 8 and 16 frames, vote together.
 
 Fused scores are the weighted sum of the streams' class scores before softmax, as in the code published with TSN
-(Wang et al., ECCV 2016), which gives flow a weight of 1.5 beside RGB's 1. Clips are matched by name.
+(Wang et al., ECCV 2016), which gives flow a weight of 1.5 beside RGB's 1: the default for one RGB and one flow
+stream. All other streams weigh the same by default. Clips are matched by name.
 """
 
 from __future__ import annotations
@@ -22,7 +23,10 @@ from torch import Tensor
 import vireo
 from vireo.errors import DataError, UsageError
 from vireo.evaluate import Evaluation, Scores, measure, write_evaluation
-from vireo.scores import ScoreTable, read_scores
+from vireo.scores import EVALUATION, ScoreTable, read_scores
+
+_TSN = {"rgb": 1.0, "flow": 1.5}
+_CALLED = {"rgb": "RGB", "flow": "flow"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +62,8 @@ class Fusion:
     """What :func:`fuse_tables` gives."""
 
     streams: tuple[Stream, ...]
+    weighting: str
+    """Why the streams weigh what they do, for people."""
     evaluation: Evaluation
     """Of the fused scores; its header counts a clip as failed where any stream has no scores of it."""
 
@@ -67,7 +73,7 @@ def fuse_scores(scores: Sequence[Tensor], weights: Sequence[float] | None = None
 
     Args:
         scores: one (..., K) tensor per stream, before softmax.
-        weights: one per stream; by default all 1. RGB and flow in TSN: 1, 1.5.
+        weights: one per stream; by default all 1, as tensors don't tell RGB from flow. In TSN these have 1 and 1.5.
 
     Returns:
         (..., K), a float type of the streams.
@@ -102,6 +108,25 @@ def check_weights(weights: Sequence[float] | None, streams: int) -> tuple[float,
     return tuple(map(float, weights))
 
 
+def default_weights(modalities: Sequence[str], names: Sequence[str]) -> tuple[tuple[float, ...], str]:
+    """Weights where none are given, and why: TSN's for one RGB and one flow stream, otherwise all 1.
+
+    Args:
+        modalities: rgb, flow or "" (not known), one per stream.
+        names: of the streams, for the reason.
+    """
+    if sorted(modalities) == ["flow", "rgb"]:
+        return tuple(_TSN[modality] for modality in modalities), "TSN's for RGB and flow"
+    if unknown := [name for name, modality in zip(names, modalities, strict=True) if not modality]:
+        more = f" and {len(unknown) - 1} more" if len(unknown) > 1 else ""
+        why = f"no {EVALUATION} says whether {unknown[0]}{more} saw RGB or flow"
+    elif len(set(modalities)) == 1:
+        why = f"all saw {_CALLED[modalities[0]]}"
+    else:
+        why = "there are more than one RGB and one flow stream"
+    return (1.0,) * len(modalities), f"equal, as {why}"
+
+
 def fuse_tables(
     tables: Sequence[ScoreTable], weights: Sequence[float] | None = None, names: Sequence[str] | None = None
 ) -> Fusion:
@@ -112,16 +137,22 @@ def fuse_tables(
 
     Args:
         tables: one per stream.
-        weights: see :func:`fuse_scores`.
+        weights: one per stream; by default see :func:`default_weights`.
         names: of the streams, for messages.
 
     Raises:
         UsageError: weights that don't fit.
-        DataError: streams of other classes, of other labels for a clip, or without a clip in common.
+        DataError: streams of one class, of other classes, of other labels for a clip, or without a clip in common;
+            sums that float32 can't hold.
     """
-    weights = check_weights(weights, len(tables))
     names = list(names or (f"stream {i + 1}" for i in range(len(tables))))
+    modalities = [table.modality for table in tables]
+    checked, weighting = check_weights(weights, len(tables)), "as given"
+    if not weights:
+        checked, weighting = default_weights(modalities, names)
     classes = tables[0].label_names
+    if len(classes) < 2:
+        raise DataError(f"{names[0]} has one class only, {classes[0]!r}; recognition needs at least two")
     for table, name in zip(tables, names, strict=True):
         if other := sorted(set(table.label_names) ^ set(classes)):
             raise DataError(f"{name} and {names[0]} have different classes; {other[0]!r} is in one of them only")
@@ -145,10 +176,17 @@ def fuse_tables(
         indices = torch.arange(len(logits))
         return measure(Scores(logits=logits, labels=truth[0], indices=indices, failures=()), classes, {})
 
-    fused = fuse_scores(scores, weights)
+    fused = fuse_scores(scores, checked)
+    if not bool(fused.isfinite().all()):
+        at = int((~fused.isfinite().all(dim=1)).nonzero()[0])
+        clip = tables[0].clips[int(rows[0][at])]
+        raise DataError(f"the fused scores of clip {clip!r} are too large for float32; give smaller weights")
     every = len(set().union(*_keys(tables)))
     header = {
-        "checkpoint": " + ".join(f"{w:g} × {n}" for w, n in zip(weights, names, strict=True)),
+        "checkpoint": " + ".join(f"{w:g} × {n}" for w, n in zip(checked, names, strict=True)),
+        "modality": " + ".join(dict.fromkeys(modalities)) if all(modalities) else "",
+        "weights": list(checked),
+        "weighting": weighting,
         "vireo": vireo.__version__,
     }
     whole = evaluation(fused)
@@ -162,8 +200,9 @@ def fuse_tables(
                 unmatched=int(table.read.sum()) - len(at),
                 evaluation=evaluation(score),
             )
-            for name, weight, table, at, score in zip(names, weights, tables, rows, scores, strict=True)
+            for name, weight, table, at, score in zip(names, checked, tables, rows, scores, strict=True)
         ),
+        weighting=weighting,
         evaluation=replace(
             whole,
             header={**header, "expected": every, "scored": len(fused), "failed": every - len(fused)},
@@ -172,6 +211,7 @@ def fuse_tables(
                 labels=truth[0],
                 label_names=classes,
                 scores=fused,
+                modality=modalities[0] if len(set(modalities)) == 1 else "",
             ),
         ),
     )
@@ -204,11 +244,11 @@ def fuse_command(
     """What `vireo fuse` does: read the scores, fuse, print, and write the fused evaluation where asked."""
     if len(scores) < 2:
         raise UsageError("fusion needs the scores of two models or more")
-    weights = check_weights(weights, len(scores))
+    check_weights(weights, len(scores))  # before files are read
     fusion = fuse_tables([read_scores(path) for path in scores], weights, [str(path) for path in scores])
     if json:
         streams = [stream.as_dict() for stream in fusion.streams]
-        whole = {"streams": streams, "fusion": fusion.evaluation.as_dict()}
+        whole = {"streams": streams, "weighting": fusion.weighting, "fusion": fusion.evaluation.as_dict()}
         print(jsonlib.dumps(whole, ensure_ascii=False), flush=True)
     else:
         print_fusion(fusion, Console())
@@ -229,9 +269,11 @@ def print_fusion(fusion: Fusion, console: Console) -> None:
     e = fusion.evaluation
     table.add_row("[bold]together[/bold]", "", str(e.header["scored"]), "", "", *_accuracies(e), style="bold")
     console.print(table)
+    shares = " : ".join(f"{s.weight:g}" for s in fusion.streams)
+    console.print(f"\nweights {shares}, {fusion.weighting}", markup=False, highlight=False, soft_wrap=True)
     low, high = e.interval
     console.print(
-        f"\ntop-1 on the {e.header['scored']} clips that all have scores of, 95 % interval "
+        f"top-1 on the {e.header['scored']} clips that all have scores of, 95 % interval "
         f"{100 * low:.1f}–{100 * high:.1f}; scores are added before softmax",
         highlight=False,
     )

@@ -193,7 +193,7 @@ class Parser(ArgumentParser):
             return f"--config: not a YAML file of options ({' '.join(found[1].split())[:200]})"
         if found := re.match(r'Parser key "([^".]*).*?":(.*)', message, re.DOTALL):
             name, reason = found[1], found[2]
-            value = (re.search(r"Got value: (.*)", reason, re.DOTALL) or [None, ""])[1]
+            value = (re.search(r"(?:Got|Given) value: (.*)", reason, re.DOTALL) or [None, ""])[1]
             action = self.options().get(name)
             shown = f"--{kebab(name)}" if action else name.upper()
             if action is not None and value:

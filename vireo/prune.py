@@ -32,11 +32,11 @@ from __future__ import annotations
 
 import copy
 import json as jsonlib
-import math
+import shlex
 import statistics
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -51,9 +51,10 @@ from vireo.backbones.timm_sites import BLOCKS
 from vireo.checkpoint import load_checkpoint, save_checkpoint
 from vireo.contracts import Site
 from vireo.devices import choose_device
-from vireo.errors import UsageError
+from vireo.errors import UsageError, writing
 from vireo.model import Recognizer, count_macs, count_parameters, to_channels_last
-from vireo.surgery import apply_pruning, prunable_sites
+from vireo.surgery import apply_pruning, count_pruned, prunable_sites
+from vireo.timing import noise, time_in_turns
 
 ROUNDS = 10
 """Clips timed with each model by `vireo prune`, in turns; the median counts."""
@@ -102,12 +103,12 @@ def choose_channels(
     for site in prunable_sites(network, sites):
         conv = network.get_submodule(site.path)
         assert isinstance(conv, nn.Conv2d)
-        dropped, merged = _count(conv.out_channels, ratio_out), _count(site.channels, ratio_in)
+        merged, dropped = count_pruned(site.channels, conv.out_channels, ratio_in=ratio_in, ratio_out=ratio_out)
         if dropped == conv.out_channels:
             raise UsageError(f"ratio_out is {ratio_out}; it would leave no kernel of {site.path}")
         similar = set(similar_kernels(conv.weight, dropped))
         keep = [c for c in range(conv.out_channels) if c not in similar]
-        merge = similar_kernels(_producer(network, site).weight, merged) if merged >= 2 else []
+        merge = similar_kernels(_producer(network, site).weight, merged) if merged else []
         if similar or merge:
             pruned[site.path] = {"keep": keep, "merge": merge}
     return pruned
@@ -132,10 +133,6 @@ def _check_ratios(**ratios: object) -> None:
     for name, ratio in ratios.items():
         if isinstance(ratio, bool) or not isinstance(ratio, float | int) or not 0 <= ratio < 1:  # (nan neither)
             raise UsageError(f"{name} is {ratio!r}; it must be a share in [0, 1)")
-
-
-def _count(channels: int, ratio: float) -> int:
-    return math.floor(channels * ratio + 1e-9)  # 100 · 0.29 is a little less than 29
 
 
 def _producer(network: nn.Module, site: Site) -> nn.Conv2d:
@@ -186,17 +183,26 @@ def prune_command(
 ) -> int:
     """What `vireo prune` does: a smaller checkpoint, and what it saves."""
     _check_ratios(ratio_in=ratio_in, ratio_out=ratio_out)
-    if not out.parent.is_dir():
-        raise UsageError(f"{out}: there is no folder {out.parent}")
-    if out.exists() and checkpoint.exists() and out.samefile(checkpoint):
-        raise UsageError(f"{out} is the checkpoint that is to be pruned; give another file")
+    if ratio_in == ratio_out == 0:
+        raise UsageError("--ratio-in and --ratio-out are both 0, which takes nothing away; 0.1 is the default of both")
+    if out.suffix != ".safetensors":
+        raise UsageError(f"{out}: what is written is a .safetensors file; give it that ending")
+    if out.exists():
+        raise UsageError(f"{out} exists already; give another file, or delete it")
     chosen = choose_device(device)
     loaded = load_checkpoint(checkpoint, device=chosen)
     size = loaded.view.size
     before = loaded.model
     after = prune(before, ratio_in=ratio_in, ratio_out=ratio_out)
+    if not after.config.pruned:
+        raise UsageError(
+            f"ratio_in is {ratio_in} and ratio_out is {ratio_out}; these are shares of so few channels that nothing "
+            "would go; give larger ones"
+        )
     sizes = [(count_parameters(model), count_macs(model, size)) for model in (before, after)]
     run: dict[str, Any] = {key: loaded.provenance[key] for key in ("config", "data_hash") if key in loaded.provenance}
+    with writing(out):
+        out.parent.mkdir(parents=True, exist_ok=True)
     save_checkpoint(
         out,
         after,
@@ -245,7 +251,8 @@ def prune_command(
     console.print(Text.assemble(("Pruned", "bold"), f"  {len(after.config.pruned)} layers  ", (setting_text, "dim")))
     console.print(_table(*costs))
     console.print(Text(str(out)), soft_wrap=True)
-    console.print(Text("next: fine-tune it with vireo train --init, then vireo eval", "dim"), soft_wrap=True)
+    command = f"vireo train --init {shlex.quote(str(out))} --data DATA --out RUN"
+    console.print(Text(f"next: {command}", "dim"), soft_wrap=True)
     return 0
 
 
@@ -260,27 +267,11 @@ def measure_latency(
         done: told of every timed clip.
     """
     device = next(models[0].parameters()).device
-    shape = (1, models[0].num_frames, size, size, len(models[0].mean))
-    clip = torch.randint(0, 256, shape, dtype=torch.uint8, device=device).permute(0, 1, 4, 2, 3)
-    times: list[list[float]] = [[] for _ in models]
+    clip = noise((1, models[0].num_frames, len(models[0].mean), size, size), device)
+    calls = {str(i): partial(model, clip) for i, model in enumerate(models)}
     with torch.inference_mode():
-        for turn in range(ROUNDS + 1):
-            for model, taken in zip(models, times, strict=True):
-                _wait(device)
-                start = time.perf_counter()
-                model(clip)
-                _wait(device)
-                if turn > 0:
-                    taken.append(1000 * (time.perf_counter() - start))
-                    done(1)
-    return [statistics.median(taken) for taken in times]
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    elif device.type == "mps":
-        torch.mps.synchronize()
+        times = time_in_turns(calls, repeats=ROUNDS, device=device, warmup=1, done=done)
+    return [1000 * statistics.median(taken) for taken in times.values()]
 
 
 def _table(before: Costs, after: Costs) -> Table:

@@ -10,11 +10,11 @@ Scores are the network's outputs before softmax. Nine digits give every float32 
 from __future__ import annotations
 
 import csv
-import math
+import json
 import os
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +25,7 @@ from vireo.data.annotations import ClipRecord, ClipTable, is_video
 from vireo.errors import DataError, UsageError, writing
 
 SCORES = "scores.csv"
+EVALUATION = "evaluation.json"
 _FIXED = ["clip", "label"]
 
 
@@ -39,6 +40,8 @@ class ScoreTable:
     label_names: tuple[str, ...]
     scores: Tensor
     """(M, K) float32, before softmax; a row of nan is a clip that could not be read."""
+    modality: str = ""
+    """What the model saw, rgb or flow; "": not known. No part of the CSV: see :func:`read_scores`."""
 
     def __post_init__(self) -> None:
         m, k = len(self.clips), len(self.label_names)
@@ -95,7 +98,7 @@ def write_scores(path: Path, table: ScoreTable) -> Path:
 
 
 def read_scores(path: str | Path) -> ScoreTable:
-    """Read a table of scores.
+    """Read a table of scores, and the model's modality from the ``evaluation.json`` that `vireo eval` wrote beside it.
 
     Args:
         path: the CSV, or the folder that `vireo eval` wrote.
@@ -115,11 +118,23 @@ def read_scores(path: str | Path) -> ScoreTable:
         with path.open(newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
             reader = csv.reader(file, strict=True)
             try:
-                return _parse(path, reader)
+                return replace(_parse(path, reader), modality=_modality_beside(path))
             except csv.Error as error:
                 raise DataError(f"{path}, line {reader.line_num}: {error}") from None
     except OSError as error:
         raise DataError(f"{path} can't be read: {error.strerror}") from None
+
+
+def _modality_beside(path: Path) -> str:
+    """What `vireo eval` noted, rgb or flow; empty where nothing usable is noted, as scores can be fused without."""
+    if path.name != SCORES:  # several tables may lie in one folder, and the evaluation is of one
+        return ""
+    try:
+        stated = json.loads(path.with_name(EVALUATION).read_text("utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return ""
+    modality = stated.get("modality") if isinstance(stated, dict) else None
+    return modality if modality in ("rgb", "flow") else ""
 
 
 def _parse(path: Path, reader: Iterator[list[str]]) -> ScoreTable:
@@ -163,6 +178,8 @@ def _numbers(where: str, cells: list[str]) -> np.ndarray[tuple[int], np.dtype[np
         values = [float(cell) for cell in cells]
     except ValueError as error:
         raise DataError(f"{where}: {error}") from None
-    if not all(map(math.isfinite, values)):
+    with np.errstate(over="ignore"):
+        scores = np.array(values, dtype=np.float32)
+    if not np.isfinite(scores).all():  # also 1e300, which float32 can't hold
         raise DataError(f"{where}: a score is infinite or not a number")
-    return np.array(values, dtype=np.float32)
+    return scores

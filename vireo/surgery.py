@@ -16,11 +16,13 @@ Nothing is masked: the tensors are smaller. Which channels to take away is chose
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from timm.layers.conv2d_same import Conv2dSame
 from timm.models import _efficientnet_blocks as efficientnet
 from timm.models import resnet
 from torch import Tensor, nn
@@ -55,6 +57,23 @@ CUTS: Mapping[type[nn.Module], CutFacts] = {
         conv="conv_exp", norms=("bn1",), passing=("aa",), excite="se", consumer="conv_pwl"
     ),
 }
+
+
+def count_pruned(inputs: int, outputs: int, *, ratio_in: float, ratio_out: float) -> tuple[int, int]:
+    """How many inputs of a layer are averaged into one, and how many of its kernels go.
+
+    Args:
+        inputs: C, channels before the shift.
+        outputs: kernels.
+        ratio_in: share of the inputs, in [0, 1); fewer than two are none.
+        ratio_out: share of the kernels, in [0, 1).
+    """
+    merged, dropped = (math.floor(n * ratio + 1e-9) for n, ratio in ((inputs, ratio_in), (outputs, ratio_out)))
+    return merged if merged >= 2 else 0, dropped  # 1e-9, as 100 · 0.29 is a little less than 29
+
+
+_PLAIN = (nn.Conv2d, Conv2dSame)
+"""Exact classes: a subclass may compute something else of the same weights."""
 
 
 def prunable_sites(network: nn.Module, sites: Sequence[Site]) -> tuple[Site, ...]:
@@ -121,29 +140,36 @@ def _obstacle(network: nn.Module, site: Site) -> str | None:
     if facts is None or facts.conv != name:
         known = ", ".join(kind.__name__ for kind in CUTS)
         return f"it is {name} of a {type(block).__name__}; pruning knows the first convolution of {known}"
+    behind = (*facts.norms, facts.depthwise, *facts.passing, facts.excite, facts.consumer)
+    for path in behind:  # what another module computes hangs on the width too
+        layer = getattr(block, path, None) if path is not None else None
+        if layer is not None and any(occupied(part) for part in layer.modules()):
+            return f"{path}, which reads what {name} gives, has a temporal module too, made for its width"
     conv, consumer = block.get_submodule(name), block.get_submodule(facts.consumer)
     for path, layer in ((name, conv), (facts.consumer, consumer)):
-        if not isinstance(layer, nn.Conv2d) or layer.groups != 1:
-            return f"{path} is not a dense convolution: {layer}"
+        if type(layer) not in _PLAIN or layer.groups != 1:
+            return f"{path} is not a plain dense convolution but {_described(layer)}"
     for path in facts.norms:
         if not isinstance(block.get_submodule(path), nn.BatchNorm2d):
             return f"{path} is a {type(block.get_submodule(path)).__name__}, not a batch norm"
     if facts.depthwise is not None:
         depthwise = block.get_submodule(facts.depthwise)
-        if (
-            not isinstance(depthwise, nn.Conv2d)
-            or not depthwise.groups == depthwise.in_channels == depthwise.out_channels
-        ):
-            return f"{facts.depthwise} is not a depthwise convolution: {depthwise}"
+        if type(depthwise) not in _PLAIN or not depthwise.groups == depthwise.in_channels == depthwise.out_channels:
+            return f"{facts.depthwise} is not a plain depthwise convolution but {_described(depthwise)}"
     for path in facts.passing:
         layer = getattr(block, path, None)
         if layer is not None and any(True for _ in (*layer.parameters(), *layer.buffers())):
-            return f"{path} depends on the number of channels: {layer}"
+            return f"{path} depends on the number of channels: {_described(layer)}"
     if facts.excite is not None:
         excite = block.get_submodule(facts.excite)
         if not isinstance(excite, nn.Identity | efficientnet.SqueezeExcite):
             return f"{facts.excite} is a {type(excite).__name__}, not a squeeze-and-excitation of timm's EfficientNet"
     return None
+
+
+def _described(layer: nn.Module) -> str:
+    # In one line, whatever stands in it.
+    return f"{type(layer).__name__}({layer.extra_repr()})"
 
 
 def _check_channels(name: str, channels: Any, total: int) -> None:
@@ -158,15 +184,21 @@ def _merge_inputs(leaf: nn.Module, site: Site, merge: Sequence[int]) -> None:
     conv, old = _conv(leaf), _shift(leaf)
     assert old is not None
     new = _merging(old, site.channels, merge)
-    # Which old channels stand behind each of the C' new ones.
-    groups = [list(merge) if c == merge[0] else [c] for c in range(site.channels) if c == merge[0] or c not in merge]
-    weight = conv.weight.detach()
-    base = torch.stack([weight[:, group].sum(dim=1) for group in groups], dim=1)
+    gone = set(merge[1:])
+    kept = [c for c in range(site.channels) if c not in gone]  # the old channel that each of the C' stands for
+    weight, mean_at = conv.weight.detach(), merge[0]
+    base = weight[:, kept]
+    base[:, mean_at] = weight[:, list(merge)].sum(dim=1)
+    # A copy that was there before keeps its weights; a new one starts as it does where MSTSM is inserted.
     columns = {} if isinstance(old, TemporalShift) else {copy: site.channels + i for i, copy in enumerate(old.copies())}
-    added = [
-        _copied_column(weight, base, [columns.get((c, way)) for c in groups[source]]) for source, way in new.copies()
-    ]
-    _set_weight(conv, torch.cat((base, *(column[:, None] for column in added)), dim=1))
+    sources = torch.cat((weight, base.mean(dim=1, keepdim=True)), dim=1)
+    fresh = weight.shape[1]
+    added = sources[:, [fresh if c == mean_at else columns.get((kept[c], way), fresh) for c, way in new.copies()]]
+    for i, (c, way) in enumerate(new.copies()):
+        members = [columns.get((m, way), fresh) for m in merge] if c == mean_at else [fresh]
+        if fresh not in members:
+            added[:, i] = weight[:, members].sum(dim=1)
+    _set_weight(conv, torch.cat((base, added), dim=1))
     conv.in_channels = conv.weight.shape[1]
     leaf.add_module("temporal", new.to(conv.weight.device).train(leaf.training))
 
@@ -177,12 +209,6 @@ def _merging(old: TemporalShift | MultiScaleShift, channels: int, merge: Sequenc
     else:  # of C parts none is shifted, or every C / fold-th
         one_div, two_div, scales = channels // old.fold if old.fold else channels + 1, channels + 1, "1"
     return MultiScaleShift(channels, old.frames, one_div=one_div, two_div=two_div, scales=scales, merge=merge)
-
-
-def _copied_column(weight: Tensor, base: Tensor, old: Sequence[int | None]) -> Tensor:
-    # A copy that was there before keeps its weights; a new one starts as it does where MSTSM is inserted.
-    there = [column for column in old if column is not None]
-    return weight[:, there].sum(dim=1) if len(there) == len(old) else base.mean(dim=1)
 
 
 def _drop_outputs(block: nn.Module, keep: Sequence[int]) -> None:

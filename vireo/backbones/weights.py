@@ -21,7 +21,6 @@ from typing import Any
 import timm
 import torch
 from safetensors import SafetensorError, safe_open
-from timm.models import adapt_input_conv
 from torch import Tensor, nn
 
 from vireo.backbones.timm_sites import REMEDY, pretrained_config
@@ -136,13 +135,18 @@ def fit_stem(weight: Tensor, own: Tensor, *, average: bool) -> Tensor:
         weight: (C_out, 3, ...).
         own: (C_out, C_in, ...), for its shape.
         average: the mean over RGB for every channel (cross-modality initialisation, for optical flow; Wang et
-            al., ECCV 2016); otherwise timm's way, RGB repeated and scaled so that the sum stays.
+            al., ECCV 2016); otherwise timm's way: RGB repeated and scaled by 3/C_in, or summed for one channel.
     """
     if weight.shape == own.shape or weight.shape != (own.shape[0], 3, *own.shape[2:]):
         return weight
     if average:
         return weight.mean(dim=1, keepdim=True).expand_as(own).clone()
-    return adapt_input_conv(own.shape[1], weight)
+    channels = own.shape[1]
+    if channels == 1:
+        return weight.float().sum(dim=1, keepdim=True).to(weight.dtype)
+    # timm's own function takes 2D convolutions only.
+    repeated = weight.float()[:, [i % 3 for i in range(channels)]]
+    return (repeated * (3 / channels)).to(weight.dtype)
 
 
 def name_faults(own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> str:
@@ -213,9 +217,27 @@ def _read_torch(path: Path) -> Weights:
     for _ in range(2):  # {"model": {"state_dict": ...}} occurs
         if isinstance(content, Mapping):
             content = next((content[w] for w in _WRAPPERS if isinstance(content.get(w), Mapping)), content)
-    if not isinstance(content, Mapping) or not content or not all(isinstance(v, Tensor) for v in content.values()):
+    if (
+        not isinstance(content, Mapping)
+        or not content
+        or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in content.items())
+    ):
         raise WeightsError(f"{path}: holds no state_dict (tensors by name)")
+    for name, tensor in content.items():
+        if fault := tensor_fault(tensor):
+            raise WeightsError(f"{path}: {name} {fault}")
     return Weights(tensors=_strip(content), source=str(path))
+
+
+def tensor_fault(tensor: Tensor) -> str:
+    """What keeps a tensor's values from being copied into a network, after its name; "" if nothing does."""
+    if tensor.is_meta:
+        return "has a shape but no values (it was saved from the meta device)."
+    if tensor.is_quantized:
+        return "is quantised; weights are plain floating point numbers."
+    if tensor.layout != torch.strided:
+        return f"is stored as {str(tensor.layout).removeprefix('torch.')}; weights are dense tensors."
+    return ""
 
 
 def _strip(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -185,6 +185,10 @@ class _Folder:
             raise self._fault(file, "damaged or cut short") from None
         if image.dtype != torch.uint8:
             raise self._fault(file, "16 bits per pixel; flow images have 8")
+        if image.shape[1:] != size:  # a decoder that reads headers otherwise would pass by the bound on size
+            raise self._fault(
+                file, f"{image.shape[2]}×{image.shape[1]} pixels where its header says {size[1]}×{size[0]}"
+            )
         array: UInt8 = image[0].numpy()
         return array
 
@@ -206,20 +210,31 @@ def _images(folder: str | Path) -> Iterator[tuple[int, int, str]]:
 
 
 def _picture_size(data: bytes | bytearray) -> tuple[int, int] | None:
-    """Height and width that the header of a JPEG or PNG states; None if it is neither."""
-    if data[:8] == b"\x89PNG\r\n\x1a\n" and data[12:16] == b"IHDR" and len(data) >= 24:
+    """Height and width that the header of a JPEG or PNG states; None if it is neither, or could be read two ways.
+
+    Decoders skip damage in the header of a JPEG, each in its own way; any damage refuses the image here, so that
+    the size found is the one that will be decoded.
+    """
+    if data[:16] == b"\x89PNG\r\n\x1a\n\0\0\0\x0dIHDR" and len(data) >= 24:
         return int.from_bytes(data[20:24], "big"), int.from_bytes(data[16:20], "big")
     if data[:2] != b"\xff\xd8":
         return None
     at = 2
     while at + 9 <= len(data) and data[at] == 0xFF:
         marker = data[at + 1]
-        if marker == 0xFF or marker == 0x01 or 0xD0 <= marker <= 0xD8:  # padding, or a marker that stands alone
-            at += 1 if marker == 0xFF else 2
+        if marker == 0xFF:  # padding
+            at += 1
+        elif marker == 0x01 or 0xD0 <= marker <= 0xD7:  # stands alone
+            at += 2
         elif 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):  # start of frame
             return int.from_bytes(data[at + 5 : at + 7], "big"), int.from_bytes(data[at + 7 : at + 9], "big")
+        elif marker in (0x00, 0xD8, 0xD9, 0xDA):  # no marker; a second start; the end or pixels, and no frame yet
+            return None
         else:
-            at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")
+            length = int.from_bytes(data[at + 2 : at + 4], "big")
+            if length < 2:  # it counts itself
+                return None
+            at += 2 + length
     return None
 
 
@@ -266,6 +281,8 @@ class _Array:
             # The header is text, parsed as a literal: damage shows itself in many ways.
             except (ValueError, TypeError, KeyError, SyntaxError, tokenize.TokenError, MemoryError, RecursionError):
                 raise DecodeError(self._path, "not a .npy array, or its header is damaged") from None
+            if not all(type(n) is int for n in shape):  # NumPy lets True pass, which counts for nothing later
+                raise DecodeError(self._path, f"shape {shape} is not of whole numbers")
             return shape, fortran, dtype, file.tell()
 
     def __len__(self) -> int:
