@@ -37,12 +37,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vireo.bench import autocast, describe_machine, forward_of, random_clips, seconds_of, synchronise, time_in_turns
+from vireo.bench import autocast, describe_machine, forward_of, random_clips
 from vireo.devices import choose_device
 from vireo.errors import UnsupportedPairError
 from vireo.model import Recognizer, count_macs, count_parameters, create_model
 from vireo.temporal import temporal_modules
 from vireo.temporal.base import Chain
+from vireo.timing import seconds_of, synchronise, time_in_turns
 
 POOLED = ("MotionEnhanced", "SqueezeExcitation", "TemporalExtraction")
 ENHANCED = ("FeatureEnhancement",)

@@ -30,6 +30,7 @@ two go together that don't want the same place.
 
 
 def main() -> None:
+    """Build all pairs and write the page."""
     modules = temporal_modules.names()
     names = {family.examples[0]: family for family in FAMILIES}
     pairs = list(supported_pairs(list(names)))
