@@ -87,7 +87,7 @@ class MSTSM(SiteModule):
         check_at_least_one(one_div=self.one_div, two_div=self.two_div)
         if self.scales in ("1", "2", "3"):  # as YAML reads them, or a run's settings would differ from its config.yaml
             object.__setattr__(self, "scales", int(self.scales))
-        if self.scales not in _SCALES:
+        if type(self.scales) not in (int, str) or self.scales not in _SCALES:
             raise UsageError(f"scales is {self.scales!r}; use {', '.join(map(str, _SCALES))}")
         if self.one_div < 2:
             raise UsageError(f"one_div is {self.one_div}; it must be at least 2 (two parts are shifted)")
