@@ -81,9 +81,9 @@ def check_at_least_one(**values: object) -> None:
 def pool_space(features: Tensor) -> Tensor:
     """(N·T, C, H, W) → (N·T, C): global average over space."""
     # A sum, then a small division: the gradient of `mean` writes a tensor of the whole size, that of
-    # `sum` is a view. Half precision is summed in float32, as 56² values can overflow float16.
-    half = features.dtype in (torch.float16, torch.bfloat16)
-    total = features.sum(dim=(2, 3), dtype=torch.float32 if half else features.dtype)
+    # `sum` is a view. 56² values can overflow float16, so its sums are float32. (bfloat16 can't overflow, and its
+    # sums are accumulated in float32 anyway; to ask for that type would cost a float32 copy of the features.)
+    total = features.sum(dim=(2, 3), dtype=torch.float32 if features.dtype == torch.float16 else None)
     return (total / (features.shape[2] * features.shape[3])).to(features.dtype)
 
 

@@ -181,9 +181,9 @@ class TemporalExtraction(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """(N·T, C, H, W) → (N·T, C, H, W)."""
-        pooled = split_time(pool_space(features), self.frames).transpose(1, 2)  # (1): X^S (N, C, T)
-        motion = torch.sigmoid(self.expand(self.reduce(pooled)))  # (2), (3): M (N, C, T)
-        kernel = torch.softmax(self.fc2(F.relu(self.fc1(pooled))), dim=-1)  # (5): q (N, C, 3)
+        pooled = split_time(pool_space(features), self.frames)  # (1): X^S (N, T, C)
+        motion = self._motion(pooled).transpose(1, 2)  # M (N, C, T)
+        kernel = torch.softmax(self.fc2(F.relu(self.fc1(pooled.transpose(1, 2)))), dim=-1)  # (5): q (N, C, 3)
         # (4) and (6): y[t] = Σ_i q[i+1] · M[t+i] · x[t+i]; the two small factors first.
         weights = torch.stack([kernel[..., i + 1, None] * _moved(motion, i) for i in (-1, 0, 1)])
         weights = weights.to(features.dtype).permute(3, 0, 1, 2)[..., None, None, :]  # (T, 3, N, 1, 1, C)
@@ -199,6 +199,13 @@ class TemporalExtraction(nn.Module):
                 mixed = torch.addcmul(mixed, after, x[t + 1])
             y.append(mixed)
         return torch.stack(y, dim=1).flatten(0, 1).permute(0, 3, 1, 2)
+
+    def _motion(self, pooled: Tensor) -> Tensor:
+        """(2), (3): (N, T, C) → (N, T, C)."""
+        # As matrix products: a convolution of so few numbers spends its time on preparations.
+        windows = torch.cat((F.pad(pooled, (0, 0, 1, -1)), pooled, F.pad(pooled, (0, 0, -1, 1))), dim=-1)
+        reduced = F.linear(windows, self.reduce.weight.permute(0, 2, 1).flatten(1), self.reduce.bias)  # (2)
+        return torch.sigmoid(F.linear(reduced, self.expand.weight.squeeze(2), self.expand.bias))  # (3)
 
 
 class FeatureEnhancement(nn.Module):
