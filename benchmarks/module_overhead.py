@@ -40,6 +40,7 @@ from torch import Tensor, nn
 from vireo.bench import autocast, describe_machine, forward_of, random_clips
 from vireo.devices import choose_device
 from vireo.errors import UnsupportedPairError
+from vireo.memory import keep_memory
 from vireo.model import Recognizer, count_macs, count_parameters, create_model
 from vireo.temporal import temporal_modules
 from vireo.temporal.base import Chain
@@ -53,6 +54,7 @@ MARGIN = {"eager": 1.10, "compiled": 1.05}
 
 def main() -> None:
     args = parse_arguments()
+    keep_memory()  # as the command line does
     device = choose_device(args.device)
     bandwidth = copy_bandwidth(device)
     print(f"Machine: {describe_machine(device)}. Command: `{shlex.join(['python', *sys.argv])}`\n")

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
         WeightsError,
     )
     from vireo.evaluate import evaluate
+    from vireo.memory import keep_memory
     from vireo.model import Outputs, Recognizer, create_model
     from vireo.predict import predict
     from vireo.train import train
@@ -43,6 +44,7 @@ _HOMES = {
         *("UnknownNameError", "UnsupportedPairError", "UsageError", "VireoError", "WeightsError"),
     ),
     "vireo.evaluate": ("evaluate",),
+    "vireo.memory": ("keep_memory",),
     "vireo.model": ("Outputs", "Recognizer", "create_model"),
     "vireo.predict": ("predict",),
     "vireo.train": ("train",),
@@ -68,6 +70,7 @@ __all__ = [
     "__version__",
     "create_model",
     "evaluate",
+    "keep_memory",
     "load_checkpoint",
     "predict",
     "save_checkpoint",

@@ -19,6 +19,7 @@ from rich.text import Text
 
 from vireo.config import TrainConfig
 from vireo.errors import UsageError, VireoError
+from vireo.memory import keep_memory
 
 
 def demo(out: Path = Path("demo"), clips: int = 1440, size: int = 72, epochs: int = 12, seed: int = 0) -> int:
@@ -555,6 +556,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     debug = "--debug" in options
     if debug:
         args.remove("--debug")
+    keep_memory()
     try:
         code = run(args)
         sys.stdout.flush()
