@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import socket
+import sys
 from pathlib import Path
 
 import av
@@ -12,10 +13,11 @@ import numpy as np
 import pytest
 import torch
 
-from vireo.data import decode
-from vireo.data.decode import Frames, probe, read_frames
+from vireo.data import decode, torchcodec
+from vireo.data.decode import Frames, decoder_name, probe, read_frames
+from vireo.data.index import VideoIndex
 from vireo.data.sampling import Indices, segment_indices
-from vireo.errors import DecodeError
+from vireo.errors import DecodeError, MissingDependencyError
 
 from .video_tools import FPS, number_of, numbers_of, picture, shared, write_sound, write_video
 
@@ -115,7 +117,9 @@ def test_frames_are_upright_channels_last_and_check_themselves(tmp_path: Path) -
         {"indices": frames.indices[::-1]},
         {"indices": frames.indices[:3]},
         {"frame_count": 10},
+        {"moved": np.zeros(3, np.int64)},
     ]
+    assert Frames(**good).moved.tolist() == [0] * 8
     for change in wrong:
         with pytest.raises(ValueError):
             Frames(**(good | change))
@@ -194,21 +198,19 @@ def test_a_cut_of_a_stream_whose_keyframes_are_none(tmp_path: Path) -> None:
 
 def test_a_late_cut_is_decoded_from_the_keyframe_before_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write_video(tmp_path / "a.mp4", 120, options={"g": "12"})
-    decoded = 0
-    whole = decode._Video.frames
+    found: list[tuple[int, int]] = []
+    plain = VideoIndex.stretches
 
-    def counting(self: decode._Video, packets: object) -> object:
-        nonlocal decoded
-        for frame in whole(self, packets):  # type: ignore[arg-type]
-            decoded += 1
-            yield frame
+    def spying(self: VideoIndex, wanted: Indices) -> list[tuple[int, int]]:
+        found.extend(plain(self, wanted))
+        return plain(self, wanted)
 
-    monkeypatch.setattr(decode._Video, "frames", counting)
-    read_frames(path, every, start=100 / FPS, end=102 / FPS)
-    assert decoded <= 12
-    decoded = 0
-    read_frames(path, lambda count: np.array([3]))
-    assert decoded == 4
+    monkeypatch.setattr(VideoIndex, "stretches", spying)
+    for _ in range(2):  # with the container, and without
+        found.clear()
+        read_frames(path, every, start=100 / FPS, end=102 / FPS)
+        read_frames(path, lambda count: np.array([3]))
+        assert len(found) == 2 and found[0][0] == 96 and found[0][1] < 108 and found[1][0] == 0 and found[1][1] < 6
 
 
 @pytest.mark.parametrize("name", ["v.mp4", "v.mkv"])
@@ -371,3 +373,56 @@ def test_no_file_stays_open(tmp_path: Path) -> None:
         with pytest.raises(DecodeError):
             read_frames(bad, eight)
     assert len(os.listdir("/proc/self/fd")) == before
+
+
+# Backends
+
+
+def test_the_record_of_a_result_names_decoder_and_mode() -> None:
+    assert decoder_name().startswith(f"PyAV {av.__version__} (libavcodec ") and decoder_name().endswith("exact")
+    assert decoder_name("keyframe") != decoder_name()
+
+
+def test_torchcodec_that_is_missing_is_named_with_its_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write_video(tmp_path / "a.mp4")
+    torchcodec.torchcodec_version.cache_clear()
+    monkeypatch.setitem(sys.modules, "torchcodec", None)
+    for _ in range(2):  # without and with an index
+        with pytest.raises(MissingDependencyError, match=r"vireo\[torchcodec\]"):
+            read_frames(path, eight, backend="torchcodec")
+        read_frames(path, eight)
+    with pytest.raises(MissingDependencyError, match=r"vireo\[torchcodec\]"):
+        decoder_name(backend="torchcodec")
+    torchcodec.torchcodec_version.cache_clear()
+
+
+@pytest.fixture
+def working_torchcodec() -> None:
+    try:
+        torchcodec.torchcodec_version()
+    except MissingDependencyError as error:
+        pytest.skip(str(error))
+
+
+@pytest.mark.usefixtures("working_torchcodec")
+@pytest.mark.parametrize(
+    ("name", "codec", "rotation", "taken"),
+    [
+        ("a.mp4", "libx264", 0, True),
+        ("r.mp4", "libx264", 90, True),
+        ("v.webm", "libvpx-vp9", 0, True),
+        ("m.avi", "mpeg4", 0, False),
+        ("f.flv", "flv", 0, False),
+    ],
+)
+def test_torchcodec_gives_the_same_or_is_not_used(
+    tmp_path: Path, name: str, codec: str, rotation: int, taken: bool
+) -> None:
+    path = write_video(tmp_path / name, 40, codec=codec, rotation=rotation, options={"g": "12"})
+    first = read_frames(path, eight, backend="torchcodec")
+    assert first.backend == "pyav"  # nothing was known of the file
+    second = read_frames(path, eight, backend="torchcodec")
+    assert second.backend == ("torchcodec" if taken else "pyav")
+    assert torch.equal(first.data, second.data) and np.array_equal(first.indices, second.indices)
+    cut = {"start": 10 / FPS, "end": 30 / FPS}
+    assert torch.equal(read_frames(path, eight, backend="torchcodec", **cut).data, read_frames(path, eight, **cut).data)
