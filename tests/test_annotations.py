@@ -5,13 +5,20 @@ from __future__ import annotations
 import math
 import os
 import pickle
+import tracemalloc
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from vireo.data.annotations import ClipTable, StringColumn, is_video, natural_order, read_table, split_table
-from vireo.errors import DataError, UsageError
+from vireo.data.annotations import read_table
+from vireo.data.folders import is_video
+from vireo.data.labels import check_label_map, natural_order, read_label_map, write_label_map
+from vireo.data.rows import missing_rows, repeated_rows
+from vireo.data.splits import split_table
+from vireo.data.table import ClipTable, StringColumn
+from vireo.errors import DataError, StorageError, UsageError
 
 
 def make_folders(root: Path, files: dict[str, int]) -> Path:
@@ -46,7 +53,7 @@ def refusal(data: Path, **options: object) -> str:
     with pytest.raises((DataError, UsageError)) as caught:
         read_table(data, **options)  # type: ignore[arg-type]
     message = str(caught.value)
-    assert message.count("\n") < 2 and len(message) < 400
+    assert message.count("\n") < 12 and all(len(line) < 400 for line in message.split("\n"))
     return message
 
 
@@ -65,6 +72,29 @@ def test_a_string_column_is_like_a_list_of_strings() -> None:
         column[6]
 
 
+def test_a_string_column_stores_folders_and_words_once() -> None:
+    paths = [f"/a long way down to/the folder of class {i % 3}/{i:05}.mp4" for i in range(3000)]
+    column = StringColumn(paths)
+    assert list(column) == paths and column.nbytes < 20 * len(paths)
+    order = np.random.default_rng(0).integers(-3000, 3000, size=5000)
+    assert list(column.take(order)) == [paths[i] for i in order]
+    assert column.take(order) == StringColumn(paths[i] for i in order)
+    assert list(column.map_heads(lambda head: "x/" + head)) == ["x/" + path for path in paths]
+    words = StringColumn((path[-9:-6] for path in paths), words=True)
+    assert words == StringColumn(path[-9:-6] for path in paths) and words != column
+    names, codes = words.distinct()
+    assert [names[i] for i in codes] == list(words) and len(names) == len(set(words))
+    assert list(words.take([7, 2999])) == [words[7], words[2999]]
+
+
+def test_a_string_column_of_many_blocks() -> None:
+    texts = [f"{i // 7}/{'é' * (i % 4)}{i}" for i in range(150_000)]
+    column = StringColumn(texts)
+    assert list(column) == texts and list(column.take(range(149_999, -1, -1))) == texts[::-1]
+    hashes = column.hashes()
+    assert len(np.unique(hashes)) == len(texts) and hashes[9] == StringColumn([texts[9]]).hashes()[0]
+
+
 def test_a_table_checks_itself() -> None:
     make_table([0, 1])
     wrong = [
@@ -76,6 +106,8 @@ def test_a_table_checks_itself() -> None:
         {"starts": np.array([-1.0, np.nan])},
         {"splits": StringColumn(["train", "other"])},
         {"groups": StringColumn(["g"])},
+        {"frame_counts": np.array([1])},
+        {"frame_counts": np.array([1, -1])},
     ]
     for change in wrong:
         with pytest.raises(DataError):
@@ -88,7 +120,11 @@ def test_selecting_keeps_rows_together() -> None:
         starts=np.array([np.nan, 1.5, 0.0]),
         splits=StringColumn(["train", "val", "test"]),
         groups=StringColumn(["x", "", "y"]),
+        frame_counts=np.array([30, 0, 12]),
     )
+    assert [table.record(i).frame_count for i in range(3)] == [30, None, 12]
+    assert table.select([2, 0]).frame_counts.tolist() == [12, 30]  # type: ignore[union-attr]
+    assert make_table([0, 1]).record(0).frame_count is None
     chosen = table.select([2, 1])
     assert chosen.record(0)[:3] == ("0002.mp4", 0, 0.0) and chosen.record(1)[:3] == ("0001.mp4", 1, 1.5)
     assert chosen.record(0).end is None and table.record(0).start is None
@@ -112,6 +148,28 @@ def test_the_digest_names_the_list_and_not_its_place_or_order(tmp_path: Path) ->
         read_table(tmp_path / "one", label_names=["b", "a"]),
     ]
     assert digest not in {other.digest() for other in others}
+
+
+def test_digests_of_earlier_versions_hold() -> None:
+    """They are in checkpoints, and say whether data is what a model was trained on."""
+    nan = math.nan
+    table = make_table(
+        [0, 1, 0],
+        paths=StringColumn(["/data/x/a.mp4", "/data/y/ü b.mp4", "/data/x/../x/c"]),
+        label_names=("wave", "push"),
+        starts=np.array([nan, 1.5, 0]),
+        ends=np.array([nan, nan, 2]),
+        splits=StringColumn(["train", "val", "test"]),
+        groups=StringColumn(["g", "", "h"]),
+    )
+    assert table.digest() == "da231e8f23b1c761"
+    top = make_table([0, 1], paths=StringColumn(["/a.mp4", "/b.mp4"]), label_names=("wave", "push"))
+    assert top.digest() == "dce6770f4787fb5a"
+    assert top.select([]).digest() == "083c04e6063863aa"
+    counted = make_table(
+        [0, 1], paths=top.paths, label_names=("wave", "push"), frame_counts=np.array([1, 2], dtype=np.int64)
+    )
+    assert counted.digest() != top.digest()
 
 
 # Folders
@@ -159,6 +217,29 @@ def test_a_folder_with_one_list_of_clips_stands_for_it(tmp_path: Path) -> None:
     assert read_table(tmp_path).label_names == ("x", "y")
 
 
+def test_folders_of_frames_are_clips(tmp_path: Path) -> None:
+    for clip in ("wave/1", "wave/2", "push/deep/3"):
+        (tmp_path / clip).mkdir(parents=True)
+        for i in range(1, 3):
+            (tmp_path / clip / f"{i:05}.jpg").touch()
+    (tmp_path / "push" / "a.mp4").touch()
+    (tmp_path / "push" / "with pictures").mkdir()
+    (tmp_path / "push" / "with pictures" / "b.mp4").touch()
+    (tmp_path / "push" / "with pictures" / "thumb_1.jpg").touch()
+    table = read_table(tmp_path)
+    assert [os.path.relpath(path, tmp_path) for path in table.paths] == [
+        "push/a.mp4", "push/deep/3", "push/with pictures/b.mp4", "wave/1", "wave/2",
+    ]  # fmt: skip
+    assert "1 × .jpg" in table.notes[0]
+
+
+def test_classes_called_like_splits_may_hold_folders_of_frames(tmp_path: Path) -> None:
+    for clip in ("train/1", "test/1"):
+        (tmp_path / clip).mkdir(parents=True)
+        (tmp_path / clip / "1.jpg").touch()
+    assert read_table(tmp_path).label_names == ("test", "train")
+
+
 def test_folders_that_cannot_be_used(tmp_path: Path) -> None:
     assert "does not exist" in refusal(tmp_path / "missing")
     assert "no subfolders" in refusal(tmp_path)
@@ -188,6 +269,7 @@ def test_given_labels_set_the_order(tmp_path: Path) -> None:
 
 def test_natural_order_and_endings() -> None:
     assert natural_order(["b", "a10", "a2", "A3", "10", "9", "a"]) == ["9", "10", "a", "a2", "A3", "a10", "b"]
+    assert natural_order(["9" * 5000, "a01", "a1", "a2"]) == ["9" * 5000, "a01", "a1", "a2"]
     assert is_video("x/y.WebM") and not is_video("y.txt") and not is_video("mp4")
 
 
@@ -208,6 +290,142 @@ def test_a_csv_with_everything(tmp_path: Path) -> None:
     assert list(table.splits or []) == ["train", "val", "test"] and list(table.groups or []) == ["s1", "s2", ""]
     assert np.array_equal(table.starts, [0.5, np.nan, 4], equal_nan=True)
     assert np.array_equal(table.ends, [2, 3.25, np.nan], equal_nan=True)
+
+
+def test_a_csv_announces_frames(tmp_path: Path) -> None:
+    table = read_table(make_csv(tmp_path, "path,label,frames\na.mp4,x,12\nb.mp4,y,\n"))
+    assert table.frame_counts is not None and table.frame_counts.tolist() == [12, 0]
+    assert table.record(1).frame_count is None
+    assert read_table(make_csv(tmp_path, "path,label\na.mp4,x\nb.mp4,y\n")).frame_counts is None
+
+
+@pytest.mark.parametrize("count", ["0", "-3", "12.0", "many", "1_0", "٣", "9" * 13])
+def test_wrong_numbers_of_frames(tmp_path: Path, count: str) -> None:
+    message = refusal(make_csv(tmp_path, f"path,label,frames\na.mp4,x,5\na.mp4,y,{count}\n"))
+    assert f"line 3: frames is {count!r}" in message and "1 or more, or empty" in message
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_byte_order_marks_and_line_ends(tmp_path: Path, encoding: str, end: str) -> None:
+    (tmp_path / "ä b.mp4").touch()
+    path = make_csv(tmp_path, end.join(["path,label", "ä b.mp4,größer", "a.mp4,y", ""]), encoding=encoding)
+    table = read_table(path)
+    assert list(table.paths) == [f"{tmp_path}/ä b.mp4", f"{tmp_path}/a.mp4"] and table.label_names == ("größer", "y")
+    assert table.notes == ()
+
+
+def test_names_that_are_not_utf8_are_read_back(tmp_path: Path) -> None:
+    name = os.fsdecode(b"caf\xe9.mp4")
+    try:
+        (tmp_path / name).touch()
+    except OSError:
+        pytest.skip("this file system takes UTF-8 names only")
+    path = tmp_path / "clips.csv"
+    path.write_text(f"path,label\n{name},x\n{tmp_path}/a.mp4,y\n", encoding="utf-8", errors="surrogateescape")
+    (tmp_path / "a.mp4").touch()
+    table = read_table(path)
+    assert list(table.paths) == [f"{tmp_path}/{name}", f"{tmp_path}/a.mp4"] and table.notes == ()
+    (tmp_path / name).unlink()
+    assert "not in UTF-8" in refusal(path)
+
+
+def test_missing_files_stay_and_are_named_with_their_lines(tmp_path: Path) -> None:
+    names = [f"clip {i}.mp4" for i in range(40)]
+    for name in names[:25]:
+        (tmp_path / name).touch()
+    (tmp_path / names[0]).unlink()
+    (tmp_path / names[0]).symlink_to("nowhere")  # a broken link is told when it is read
+    (tmp_path / "frames").mkdir()
+    (tmp_path / "more frames").mkdir()
+    rows = [*(f"{name},{i % 2}" for i, name in enumerate(names)), "frames,0", "more frames/,1", "none/x.mp4,0"]
+    table = read_table(make_csv(tmp_path, "path,label\n" + "\n".join(rows) + "\n"))
+    assert len(table) == 43
+    (note,) = table.notes
+    assert "16 of 43 files are missing and will count as failed" in note and "6 more" in note
+    assert "clip 25.mp4 (line 27)" in note and "clip 34.mp4 (line 36)" in note and "clip 35" not in note
+
+
+def test_missing_rows_are_those_that_do_not_exist(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    paths = [f"{tmp_path}/{rng.integers(5)}/{i}" for i in rng.integers(60, size=300)] + [f"{tmp_path}/..", "no", ""]
+    for i, path in enumerate(paths[:300]):
+        if i % 3:
+            os.makedirs(os.path.dirname(path), exist_ok=True)
+            Path(path).touch()
+    expected = [i for i, path in enumerate(paths) if not os.path.lexists(path)]
+    assert missing_rows(StringColumn(paths)).tolist() == expected
+
+
+def test_rows_that_repeat_an_earlier_one_are_left_out(tmp_path: Path) -> None:
+    text = "path,label,start,end\na.mp4,x,,2\na.mp4,x,2,\n./a.mp4,x,0,2.0\nb.mp4,y,,\n"
+    table = read_table(make_csv(tmp_path, text))
+    assert [table.record(i).start for i in range(3)] == [None, 2, None] and len(table) == 3
+    assert "left out 1 rows that repeat an earlier one (line 4)" in table.notes[-1]
+
+
+def test_repeated_rows_are_those_a_dictionary_finds() -> None:
+    rng = np.random.default_rng(0)
+    paths = [f"{'./' * (i % 2)}f{rng.integers(3)}/{rng.integers(9)}" for i in range(400)]
+    starts, ends = rng.choice([math.nan, 0.0, 1.0], size=400), rng.choice([math.nan, 2.0], size=400)
+    first: dict[tuple[str, float, float], int] = {}
+    expected = []
+    for row in range(400):
+        key = (os.path.normpath(paths[row]), starts[row] if starts[row] == 1 else 0, ends[row] if ends[row] == 2 else 9)
+        if first.setdefault(key, row) != row:
+            expected.append((row, first[key]))
+    assert repeated_rows(StringColumn(paths), starts, ends) == expected
+
+
+def test_rows_that_contradict_each_other(tmp_path: Path) -> None:
+    message = refusal(make_csv(tmp_path, "path,label\na.mp4,x\nb.mp4,x\na.mp4,y\n"))
+    assert "line 4: " in message and "'y' here and 'x' in line 2" in message
+    message = refusal(make_csv(tmp_path, "path,label,split\na.mp4,x,train\nb.mp4,y,train\na.mp4,x,val\n"))
+    assert "line 4" in message and "split val here and train in line 2" in message and "keep one" in message
+
+
+def test_ten_faults_are_shown_and_the_rest_is_counted(tmp_path: Path) -> None:
+    rows = ["a.mp4,x", *(f",{i}" for i in range(600)), "a.mp4;y"]
+    message = refusal(make_csv(tmp_path, "path,label\n" + "\n".join(rows)))
+    assert "601 faults" in message and "and 591 more" in message
+    assert "line 3: path is empty" in message and "line 12:" in message and "line 13:" not in message
+
+
+def test_mixed_separators_are_told(tmp_path: Path) -> None:
+    message = refusal(make_csv(tmp_path, "path,label\na.mp4,x\na.mp4;y\n"))
+    assert "line 3: values are separated by ';' here and by ',' in the header" in message
+
+
+def test_separators_of_windows_are_told(tmp_path: Path) -> None:
+    message = refusal(make_csv(tmp_path, "path,label\nsub\\b.mp4,x\nsub\\c.mp4,y\n"))
+    assert "separated by / here" in message
+
+
+def test_labels_that_a_model_does_not_know(tmp_path: Path) -> None:
+    path = make_csv(tmp_path, "path,label\na.mp4,wave\nb.mp4,push\n")
+    assert read_table(path, label_names=["push", "jump", "wave"]).labels.tolist() == [2, 0]
+    assert "nearest to 'push': 'pushed'" in refusal(path, label_names=["pushed", "wave"])
+
+
+def test_a_long_list_takes_little_memory(tmp_path: Path) -> None:
+    n = 200_000
+    path = tmp_path / "clips.csv"
+    with path.open("w") as file:
+        file.write("path,label,split,group,start,end,frames\n")
+        for i in range(n):
+            clip, second = f"videos/class_{i % 400:03}/-0H3T2B{i % 2000:07}_000010_000020.mp4", i // 2000
+            split = "train" if i % 2000 < 1500 else "val"
+            file.write(f"{clip},label {i % 400},{split},,{second},{second + 1},{i % 99 + 1}\n")
+    (tmp_path / "videos" / "class_000").mkdir(parents=True)
+    (tmp_path / "videos" / "class_000" / "-0H3T2B0000000_000010_000020.mp4").touch()
+    tracemalloc.start()
+    table = read_table(path)
+    now, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert len(table) == n and table.record(123_456).path.endswith("class_256/-0H3T2B0001456_000010_000020.mp4")
+    assert table.nbytes < 100 * n and now < 150 * n and peak < 500 * n
+    assert len(pickle.dumps(table)) < 110 * n
+    assert len(table.in_split("val")) == n // 4
 
 
 @pytest.mark.parametrize("separator", [",", ";", "\t"])
@@ -231,12 +449,13 @@ def test_columns_in_any_order_and_separator(tmp_path: Path, separator: str) -> N
         ("path,label\na.mp4,x\n,y\n", ["line 3", "path is empty"]),
         ("path,label\na.mp4,x\na.mp4, \n", ["line 3", "label is empty"]),
         ("path,label\na.mp4,x\nb, c.mp4,y\n", ["line 3", "3 values for 2 columns"]),
+        ('path,label\na.mp4,x\nb.mp4,"y\nz"\n', ["line 4", "label is 'y\\nz'; it must be one line"]),
         ("path,label\na.mp4,x\na.mp4\n", ["line 3", "1 values for 2 columns"]),
         ("path,label,start,end\na.mp4,x,one,2\n", ["line 2", "start is 'one'"]),
         ("path,label,start,end\na.mp4,x,-1,2\n", ["line 2", "start is '-1'", "0 or more"]),
         ("path,label,start,end\na.mp4,x,0,inf\n", ["line 2", "end is 'inf'"]),
         ("path,label,start,end\na.mp4,x,nan,2\n", ["line 2", "start is 'nan'"]),
-        ("path,label,start,end\na.mp4,x,3,2\na.mp4,x,2,2\n", ["line 2", "end (2) is not after start (3)", "1 more"]),
+        ("path,label,start,end\na.mp4,x,3,2\na.mp4,x,2,2\n", ["line 2", "end (2) is not after start (3)", "line 3"]),
         ("path,label,end\na.mp4,x,0\n", ["line 2", "end (0)"]),
         ("path,label,split\na.mp4,x,trian\n", ["line 2", "'trian'", "did you mean 'train'"]),
         ("path,label,split\na.mp4,x,\n", ["line 2", "unknown split ''"]),
@@ -359,3 +578,87 @@ def test_splits_that_cannot_be_drawn() -> None:
     for fraction in (0.0, 1.0, -1.0, math.nan):
         with pytest.raises(UsageError):
             split_table(make_table([0, 1]), val_fraction=fraction, seed=0)
+
+
+def slow_draw(table: ClipTable, fraction: float, seed: int) -> set[str]:
+    """The rules of `split_table`, one clip at a time: paths in validation."""
+    home: dict[str, set[str]] = {path: {path} for path in table.paths}
+    by_group: dict[str, str] = {}
+    for path, group in zip(table.paths, table.groups or [""] * len(table), strict=True):
+        other = by_group.setdefault(group, path) if group else path
+        merged = home[path] | home[other]
+        for member in merged:
+            home[member] = merged
+    units = sorted({min(unit): unit for unit in home.values()}.items())
+    labels = [Counter(int(c) for p, c in zip(table.paths, table.labels, strict=True) if p in unit) for _, unit in units]
+    total = sum(labels, Counter[int]())
+    homes = Counter(c for unit in labels for c in unit)
+    share = {c: max(1, round(fraction * n)) if homes[c] > 1 else 0 for c, n in total.items()}
+    taken, chosen = Counter[int](), set[int]()
+    order = np.random.default_rng(seed).permutation(len(units)).tolist()
+    for late in (False, True):
+        for i in order:
+            change = sum(
+                ((taken[c] + n - share[c]) ** 2 - (taken[c] - share[c]) ** 2) / total[c] for c, n in labels[i].items()
+            )
+            wanted = any(share[c] and not taken[c] for c in labels[i]) if late else change < 0
+            if i not in chosen and wanted and all(homes[c] > 1 for c in labels[i]):
+                chosen.add(i)
+                taken.update(labels[i])
+                homes.subtract(labels[i].keys())
+    return {path for i in chosen for path in units[i][1]}
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_a_draw_follows_the_rules(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    n = 50
+    paths = StringColumn(f"p{i}/é{i}.mp4" for i in rng.integers(40, size=n))
+    groups = StringColumn(f"g{g}" if g else "" for g in rng.integers(15, size=n)) if seed % 3 else None
+    table = make_table(rng.integers(4, size=n), paths=paths, groups=groups)
+    for fraction in (0.1, 0.4):
+        split = split_table(table, val_fraction=fraction, seed=seed)
+        assert set(split.val.paths) == slow_draw(table, fraction, seed)
+        assert len(split.train) + len(split.val) == n
+
+
+# Label maps
+
+
+def test_a_label_map_is_read_back_and_checked(tmp_path: Path) -> None:
+    names = ("swipe left", "swipe right", "größer", "a, b; c")
+    path = write_label_map(tmp_path / "labels.txt", names)
+    assert path.read_text("utf-8") == "swipe left\nswipe right\ngrößer\na, b; c\n"
+    assert read_label_map(path) == names and os.listdir(tmp_path) == ["labels.txt"]
+    check_label_map(path, list(names))
+    for other, words in {
+        names[:3]: "names 4 classes and the data 3",
+        (names[1], names[0], *names[2:]): "in another order; 0 was 'swipe left' and is 'swipe right' now",
+        (names[0], "swipe down", *names[2:]): "class 1 was 'swipe right' and is 'swipe down' now",
+    }.items():
+        with pytest.raises(DataError, match=words):
+            check_label_map(path, other)
+
+
+@pytest.mark.parametrize("names", [["a", ""], ["a\nb", "c"], ["a", "a"], [" a", "b"], ["a\u2028b", "c"]])
+def test_labels_that_no_line_can_hold(tmp_path: Path, names: list[str]) -> None:
+    with pytest.raises(DataError):
+        write_label_map(tmp_path / "labels.txt", names)
+    assert not os.listdir(tmp_path)
+
+
+def test_label_maps_that_cannot_be_used(tmp_path: Path) -> None:
+    path = tmp_path / "labels.txt"
+    for text, words in {"": "no list of labels", "a\n\nb\n": "line 2", "a\nb\na\n": "in line 1 already"}.items():
+        path.write_text(text)
+        with pytest.raises(DataError, match=words):
+            read_label_map(path)
+    path.write_text("x" * 100_000)
+    with pytest.raises(DataError, match="no list of labels"):
+        read_label_map(path)
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.raises(DataError, match="no regular file"):
+        read_label_map(path)
+    with pytest.raises(StorageError, match="could not be written"):
+        write_label_map(tmp_path / "none" / "labels.txt", ["a", "b"])

@@ -13,7 +13,8 @@ import torch
 from vireo import cli
 from vireo.checkpoint import Checkpoint
 from vireo.config import ViewConfig
-from vireo.data.annotations import ClipTable, StringColumn, read_table
+from vireo.data.annotations import read_table
+from vireo.data.table import ClipTable, StringColumn
 from vireo.errors import DataError, StorageError, UsageError
 from vireo.evaluate import evaluate, write_evaluation
 from vireo.fuse import default_weights, fuse_scores, fuse_tables, match_clips

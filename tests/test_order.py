@@ -17,9 +17,10 @@ import pytest
 from numpy.typing import NDArray
 
 from vireo.data import order
-from vireo.data.annotations import read_table, split_table
+from vireo.data.annotations import read_table
 from vireo.data.order import PAIRS, OrderConfig, make_order, render_scene
 from vireo.data.sampling import segment_indices
+from vireo.data.splits import split_table
 from vireo.errors import StorageError, UnknownNameError, UsageError
 
 CONFIG = OrderConfig(clips=36, size=48, seed=3)  # three scenes per pair: one each for train, val and test

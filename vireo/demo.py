@@ -19,8 +19,9 @@ from rich.markup import escape
 from vireo import progress
 from vireo.checkpoint import Checkpoint, load_checkpoint
 from vireo.config import TrainConfig
-from vireo.data.annotations import read_table, split_table
+from vireo.data.annotations import read_table
 from vireo.data.order import OrderConfig, make_order
+from vireo.data.splits import split_table
 from vireo.errors import UsageError
 from vireo.evaluate import evaluate, print_evaluation, write_evaluation
 from vireo.predict import classify, load_clip, print_prediction

@@ -21,7 +21,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vireo.data.annotations import ClipRecord, ClipTable, is_video
+from vireo.data.folders import is_video
+from vireo.data.table import ClipRecord, ClipTable
 from vireo.errors import DataError, UsageError, writing
 
 SCORES = "scores.csv"
