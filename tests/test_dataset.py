@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +12,13 @@ import pytest
 import torch
 
 from vireo.config import AugmentConfig, ViewConfig
-from vireo.data.annotations import ClipTable, StringColumn, read_table
-from vireo.data.dataset import Batch, ClipDataset, EpochBatches, Failure, Sample, collate, make_loader
+from vireo.data.annotations import read_table
+from vireo.data.dataset import Batch, BatchBuilder, ClipDataset, EpochBatches, Sample, collate
+from vireo.data.faults import Failure
+from vireo.data.flips import flip_rule
+from vireo.data.loader import make_loader
 from vireo.data.sampling import segment_indices
+from vireo.data.table import ClipTable, StringColumn
 from vireo.errors import UsageError
 
 from .video_tools import numbers_of, write_class_folders, write_video
@@ -30,7 +35,7 @@ def table(tmp_path_factory: pytest.TempPathFactory) -> ClipTable:
 
 
 def training_set(table: ClipTable, seed: int = 0) -> ClipDataset:
-    return ClipDataset(table, VIEW, 4, AugmentConfig(color_jitter=0.2), flip=True, seed=seed)
+    return ClipDataset(table, VIEW, 4, AugmentConfig(color_jitter=0.2), flip_rule(table.label_names, "on"), seed)
 
 
 def test_a_sample_is_a_clip_its_label_and_its_row(table: ClipTable) -> None:
@@ -111,7 +116,7 @@ def test_a_batch_folds_to_channels_last_without_a_copy(table: ClipTable) -> None
 def test_batches_are_the_same_whatever_the_workers(table: ClipTable) -> None:
     runs: list[list[Batch]] = []
     state = torch.get_rng_state()
-    for workers in (0, 2):
+    for workers in (0, 1, 2):
         batches = EpochBatches(len(table), 2, shuffle=True, seed=3)
         loader = make_loader(training_set(table), batches, workers)
         run: list[Batch] = []
@@ -120,8 +125,8 @@ def test_batches_are_the_same_whatever_the_workers(table: ClipTable) -> None:
             run += list(loader)
         runs.append(run)
     assert torch.equal(state, torch.get_rng_state())  # loading draws nothing from the global generator
-    assert len(runs[0]) == len(runs[1]) == 6
-    for first, second in zip(*runs, strict=True):
+    assert len(runs[0]) == len(runs[1]) == len(runs[2]) == 6
+    for first, second in zip(runs[0] * 2, runs[1] + runs[2], strict=True):
         assert torch.equal(first.clips, second.clips) and torch.equal(first.indices, second.indices)
         assert second.clips.permute(0, 1, 3, 4, 2).is_contiguous()
         assert list(first.failures) == list(second.failures)
@@ -199,3 +204,40 @@ def test_processes_share_an_epoch_without_overlap(n: int, processes: int) -> Non
 def test_senseless_batches_are_refused(wrong: dict[str, int]) -> None:
     with pytest.raises(UsageError):
         EpochBatches(**({"n": 5, "batch_size": 2, "shuffle": True, "seed": 0} | wrong))  # type: ignore[arg-type]
+
+
+def test_a_mirror_image_changes_the_label(table: ClipTable) -> None:
+    named = replace(table, label_names=("swipe left", "swipe right"))
+    mirrored = ClipDataset(named, VIEW, 4, AugmentConfig(), flip_rule(named.label_names))
+    plain = ClipDataset(named, VIEW, 4, AugmentConfig())
+    swapped = 0
+    for epoch in range(12):
+        first, second = mirrored[epoch, 0], plain[epoch, 0]
+        assert isinstance(first, Sample) and isinstance(second, Sample) and second.label == 0
+        assert torch.equal(first.clip, second.clip.flip(-1) if first.label else second.clip)
+        swapped += first.label
+    assert 0 < swapped < 12
+
+
+def test_batches_can_be_filled_in_any_order(table: ClipTable) -> None:
+    items = [training_set(table)[0, i] for i in (5, 4, 0, 2)]
+    builder = BatchBuilder(4)
+    for place in (2, 0, 3, 1):
+        assert builder.missing
+        builder.put(place, items[place])
+    assert not builder.missing
+    found, expected = builder.batch(), collate(items)
+    assert torch.equal(found.clips, expected.clips) and found.indices.tolist() == [4, 0, 2]
+    assert found.failures == expected.failures
+    small = ClipDataset(table, ViewConfig(size=16, short_side=16), 4)[0, 0]
+    with pytest.raises(ValueError, match="in one batch"):
+        collate([items[1], small])
+
+
+def test_temporal_jitter_reaches_the_plan(table: ClipTable) -> None:
+    def clip(jitter: float) -> torch.Tensor:
+        sample = ClipDataset(table, VIEW, 4, AugmentConfig(scales=(1.0,), temporal_jitter=jitter), seed=2)[0, 0]
+        assert isinstance(sample, Sample)
+        return sample.clip
+
+    assert torch.equal(clip(0.0), clip(0.0)) and not torch.equal(clip(0.0), clip(0.9))

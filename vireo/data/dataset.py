@@ -1,29 +1,30 @@
 """Clips for training and evaluation: one item is one clip, one batch is one tensor.
 
 A sample's randomness depends on (seed, epoch, index) alone, so results depend neither on the number of
-workers nor on where a run was resumed. A clip that can't be read becomes a `Failure` that travels with
-the batch; it is never replaced by another.
+workers nor on where a run was resumed. A clip that can't be read, twice, becomes a `Failure` that travels
+with the batch; it is never replaced by another. `vireo.data.loader` makes the batches, in processes.
 """
 
 from __future__ import annotations
 
-import os
-import signal
-import sys
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import Dataset, Sampler
 
 from vireo.config import AugmentConfig, ViewConfig
-from vireo.data.annotations import ClipTable
-from vireo.data.decode import read_frames
+from vireo.data.clips import read_clip
+from vireo.data.decode import Backend, Mode, Plan
+from vireo.data.faults import Failure
+from vireo.data.flips import FlipRule, flip_rule
 from vireo.data.flow import read_flow
-from vireo.data.sampling import Indices, sample_indices
+from vireo.data.sampling import Indices, clip_indices, sample_indices
+from vireo.data.table import ClipRecord, ClipTable
 from vireo.data.transforms import eval_transform, train_transform
+from vireo.data.views import make_views, view_set
 from vireo.errors import DataError, DecodeError, UsageError
 
 
@@ -31,18 +32,13 @@ class Sample(NamedTuple):
     """One clip, ready for the model."""
 
     clip: Tensor
-    """(T, C, S, S) uint8, channels last; C is 3, or 2 · fields of stacked flow."""
+    """(T, C, S, S) uint8, channels last; C is 3, or 2 · fields of stacked flow. With several clips of a video, or
+    views of a clip, they follow each other: (clips · V · T, C, S, S)."""
     label: int
     index: int  # type: ignore[assignment]  # hides tuple.index
     """Its row in the table."""
-
-
-class Failure(NamedTuple):
-    """One clip that can't be read."""
-
-    index: int  # type: ignore[assignment]  # hides tuple.index
-    path: str
-    reason: str
+    moved: float = 0.0
+    """How far its frames lie from those wanted, mean over T, frames; 0 unless decoding is that of keyframes."""
 
 
 class Batch(NamedTuple):
@@ -54,8 +50,9 @@ class Batch(NamedTuple):
     """(N,) int64."""
     indices: Tensor
     """(N,) int64, rows of the table."""
-    failures: Sequence[Failure]
-    """A tuple; pinning memory makes it a list."""
+    failures: tuple[Failure, ...]
+    moved: float = 0.0
+    """Mean of the samples' `moved`."""
 
 
 class ClipDataset(Dataset[Sample | Failure]):
@@ -65,8 +62,22 @@ class ClipDataset(Dataset[Sample | Failure]):
     training; without, the sampling and the crop are those of evaluation and the epoch does not matter.
     With ``flow_fields`` the clips are optical flow, and that many successive fields are stacked; 0 = videos.
 
+    Args:
+        table: the clips.
+        view: sampling and size.
+        num_frames: T, frames of a clip, or stacks of flow.
+        augment: how clips are varied; None = not at all.
+        flips: which clips may be mirrored, and what their labels become; None = none.
+        seed: of all that is random.
+        flow_fields: flow fields stacked at each of the T positions; 0 = videos.
+        views: how to look at a clip, one of `vireo.data.views.VIEWS`; with ``augment`` at the centre only.
+        clips: clips of each video; with ``augment`` a single one.
+        decode: mode of `vireo.data.decode.read_frames`.
+        decoder: backend of `vireo.data.decode.read_frames`.
+
     Raises:
-        UsageError: ``num_frames`` is below 1, or ``flow_fields`` below 0.
+        UsageError: ``num_frames`` or ``clips`` is below 1, or ``flow_fields`` below 0; unknown views, or several
+            pictures of clips that are drawn at random.
         DataError: cuts of flow clips, which have no time stamps.
     """
 
@@ -76,10 +87,14 @@ class ClipDataset(Dataset[Sample | Failure]):
         view: ViewConfig,
         num_frames: int,
         augment: AugmentConfig | None = None,
-        flip: bool = False,
+        flips: FlipRule | None = None,
         seed: int = 0,
         *,
         flow_fields: int = 0,
+        views: str = "center",
+        clips: int = 1,
+        decode: Mode = "exact",
+        decoder: Backend = "auto",
     ) -> None:
         if num_frames < 1:
             raise UsageError(f"num_frames is {num_frames}; it must be at least 1")
@@ -90,52 +105,135 @@ class ClipDataset(Dataset[Sample | Failure]):
                 "start and end are seconds of a video, and clips of flow have no times; "
                 "leave both empty and give every cut a folder or array of its own"
             )
-        self.flow_fields = flow_fields
         self.table, self.view, self.num_frames = table, view, num_frames
-        self.augment, self.flip, self.seed = augment, flip, seed
+        self.augment, self.flips, self.seed = augment, flips or flip_rule(table.label_names, "off"), seed
+        self.flow_fields, self.decode, self.decoder = flow_fields, decode, decoder
+        if clips < 1:
+            raise UsageError(f"clips is {clips}; it must be at least 1")
+        self.views, self.clips, self.pictures = views, clips, clips * len(view_set(views).names)
+        if augment is not None and (views, clips) != ("center", 1):
+            raise UsageError(f"{clips} clips, views {views!r}: clips that are drawn at random have one view")
 
     def __len__(self) -> int:
         return len(self.table)
+
+    @property
+    def clip_bytes(self) -> int:
+        """Bytes of one sample's clip; a whole frame may have more."""
+        return self.pictures * self.num_frames * (2 * self.flow_fields or 3) * self.view.size**2
 
     def __getitem__(self, key: tuple[int, int]) -> Sample | Failure:
         epoch, index = key
         record = self.table.record(index)
         # Two streams: the plan may be asked twice, which must not shift what the transform draws.
-        seeds = (self.seed, epoch, index)
+        seeds, augment = (self.seed, epoch, index), self.augment
+
+        places: Indices = np.empty((0, 0), dtype=np.int64)  # of each clip's frames among those that are read
+        sampling, window = self.view.sampling, self.view.window
 
         def plan(frame_count: int) -> Indices:
-            rng = np.random.default_rng((*seeds, 0)) if self.augment else None
-            return sample_indices(self.view.sampling, frame_count, self.num_frames, rng)
+            nonlocal places
+            if augment is None:
+                wanted, places = clip_indices(sampling, frame_count, self.num_frames, self.clips, window=window)
+                return wanted
+            rng, jitter = np.random.default_rng((*seeds, 0)), augment.temporal_jitter
+            return sample_indices(sampling, frame_count, self.num_frames, rng, jitter=jitter, window=window)
 
-        try:
-            if self.flow_fields:
-                frames = read_flow(record.path, plan, fields=self.flow_fields)
-            else:
-                frames = read_frames(record.path, plan, start=record.start, end=record.end).data
-        except DecodeError as error:
-            return Failure(index, record.path, error.reason)
-        if self.augment:
-            rng = np.random.default_rng((*seeds, 1))
-            clip = train_transform(frames, self.view, self.augment, rng, self.flip, flow=self.flow_fields > 0)
+        found = self._read(record, plan)
+        if isinstance(found, str):
+            return Failure(index, record.path, found)
+        frames, moved = found
+        if augment is None:
+            return Sample(self._look(frames, places), record.label, index, moved)
+        rng, flow = np.random.default_rng((*seeds, 1)), self.flow_fields > 0
+        clip, label = train_transform(frames, self.view, augment, rng, self.flips, record.label, flow=flow)
+        return Sample(clip, label, index, moved)
+
+    def _look(self, frames: Tensor, places: Indices) -> Tensor:
+        """All views of all clips, one after the other, (clips · V · T, C, S, S)."""
+        if self.pictures == 1 and self.views == "center":
+            return eval_transform(frames, self.view)
+        images, flow = frames.permute(0, 2, 3, 1), self.flow_fields > 0
+        clips = [images[torch.from_numpy(place)].permute(0, 3, 1, 2) for place in places]
+        seen = [make_views(self.views, clip, self.view, flow=flow).permute(0, 1, 3, 4, 2) for clip in clips]
+        return torch.cat(seen).flatten(0, 1).permute(0, 3, 1, 2)
+
+    def _read(self, record: ClipRecord, plan: Plan) -> tuple[Tensor, float] | str:
+        """The frames and how far they moved, or why they can't be had.
+
+        Tried twice: a network disk may have been away for a moment.
+        """
+        reason = ""
+        for _ in range(2):
+            try:
+                if self.flow_fields:
+                    return read_flow(record.path, plan, fields=self.flow_fields), 0.0
+                frames = read_clip(record, plan, mode=self.decode, backend=self.decoder)
+                return frames.data, float(np.abs(frames.moved).mean())
+            except DecodeError as error:
+                reason = error.reason
+            except MemoryError:
+                reason = "not enough memory for its frames"
+        return reason
+
+
+class BatchBuilder:
+    """A batch that is filled in any order.
+
+    Args:
+        count: clips expected, failures included.
+        pinned: whether its memory is pinned, for copies to a GPU that wait for nobody.
+    """
+
+    def __init__(self, count: int, *, pinned: bool = False) -> None:
+        self._clips: Tensor | None = None  # (count, T, S, S, C)
+        self._items: list[tuple[int, int, float] | Failure | None] = [None] * count
+        self._pinned = pinned
+        self.missing = count
+
+    def put(self, place: int, item: Sample | Failure) -> None:
+        """Set one of the batch's items; the clip is copied."""
+        if isinstance(item, Failure):
+            self._items[place] = item
         else:
-            clip = eval_transform(frames, self.view)
-        return Sample(clip, record.label, index)
+            self.put_clip(place, item.clip.permute(0, 2, 3, 1), item.label, item.index, item.moved)
+            return
+        self.missing -= 1
+
+    def put_clip(self, place: int, clip: Tensor, label: int, index: int, moved: float) -> None:
+        """Set one of the batch's items, the clip given as (T, S, S, C) uint8."""
+        if self._clips is None:
+            # In the clips' own memory order, so that folding time gives channels last for free.
+            self._clips = torch.empty(len(self._items), *clip.shape, dtype=torch.uint8, pin_memory=self._pinned)
+        if clip.shape != self._clips.shape[1:]:
+            raise ValueError(f"clips of {tuple(clip.shape)} and {tuple(self._clips.shape[1:])} in one batch")
+        self._clips[place] = clip
+        self._items[place] = label, index, moved
+        self.missing -= 1
+
+    def batch(self) -> Batch:
+        """The samples in their order, the failures apart. Without samples, clips is (0, 0, 3, 0, 0)."""
+        good = [(place, *item) for place, item in enumerate(self._items) if item and not isinstance(item, Failure)]
+        if self._clips is None:
+            clips = torch.empty(0, 0, 3, 0, 0, dtype=torch.uint8)
+        else:
+            whole = len(good) == len(self._items)
+            clips = (self._clips if whole else self._clips[[place for place, *_ in good]]).permute(0, 1, 4, 2, 3)
+        return Batch(
+            clips,
+            torch.tensor([label for _, label, _, _ in good], dtype=torch.int64),
+            torch.tensor([index for _, _, index, _ in good], dtype=torch.int64),
+            tuple(item for item in self._items if isinstance(item, Failure)),
+            sum(moved for *_, moved in good) / max(1, len(good)),
+        )
 
 
-def collate(items: Sequence[Sample | Failure]) -> Batch:
+def collate(items: Sequence[Sample | Failure], *, pinned: bool = False) -> Batch:
     """Stack the samples, set the failures apart. Without samples, clips is (0, 0, 3, 0, 0)."""
-    samples = [item for item in items if isinstance(item, Sample)]
-    if samples:
-        # One copy, in the clips' own memory order, so that folding time gives channels last for free.
-        clips = torch.stack([sample.clip.permute(0, 2, 3, 1) for sample in samples]).permute(0, 1, 4, 2, 3)
-    else:
-        clips = torch.empty(0, 0, 3, 0, 0, dtype=torch.uint8)
-    return Batch(
-        clips,
-        torch.tensor([sample.label for sample in samples], dtype=torch.int64),
-        torch.tensor([sample.index for sample in samples], dtype=torch.int64),
-        tuple(item for item in items if isinstance(item, Failure)),
-    )
+    builder = BatchBuilder(len(items), pinned=pinned)
+    for place, item in enumerate(items):
+        builder.put(place, item)
+    return builder.batch()
 
 
 class EpochBatches(Sampler[list[tuple[int, int]]]):
@@ -189,46 +287,3 @@ class EpochBatches(Sampler[list[tuple[int, int]]]):
         for batch in range(self.start_batch, self.batches_per_epoch):
             part = mine[batch * self.batch_size : (batch + 1) * self.batch_size]
             yield [(epoch, index) for index in part.tolist()]
-
-
-def resolve_workers(workers: int) -> int:
-    """Number of decoding processes; -1 = one per core this process may use, at most 8."""
-    if workers >= 0:
-        return workers
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(8, cores)
-
-
-def _ignore_interrupt(worker: int) -> None:
-    """Ctrl-C reaches all processes of a terminal; the main one decides when to stop, its workers go on till then."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # a forked worker has the main process's handlers
-
-
-def make_loader(dataset: ClipDataset, batches: Sampler[list[tuple[int, int]]], workers: int) -> DataLoader[Batch]:
-    """A loader of batches.
-
-    Args:
-        dataset: the clips.
-        batches: what each batch holds, e.g. `EpochBatches`.
-        workers: processes that decode; 0 = decode in this one, -1 = see `resolve_workers`.
-
-    Returns:
-        A loader that keeps its workers from epoch to epoch and leaves torch's global generator alone.
-    """
-    workers = resolve_workers(workers)
-    # Forked workers start at once and share the table's memory. It is safe: a worker has one thread (torch sees to
-    # that), opens its decoders itself and never touches a GPU.
-    context = "fork" if workers and sys.platform == "linux" else None
-    return DataLoader(
-        dataset,  # type: ignore[arg-type]  # the collated type is Batch
-        batch_sampler=batches,
-        num_workers=workers,
-        collate_fn=collate,
-        pin_memory=torch.cuda.is_available(),
-        generator=torch.Generator(),  # an epoch's first act is to draw a seed; not from the global generator
-        multiprocessing_context=context,
-        persistent_workers=workers > 0,
-        prefetch_factor=2 if workers else None,
-        worker_init_fn=_ignore_interrupt,
-    )
