@@ -1,0 +1,373 @@
+"""A data set written again as videos that are quick to read at random.
+
+Each file becomes one that `vireo.data.encode` writes. Frames stay the same in number and in time, so cuts (start and
+end) hold as they are and a file is written once however many clips are cut from it. The source is left alone.
+
+    OUT/clips.csv          path, label, and split, group, start, end where the source has them
+    OUT/failed.csv         files that can't be read, with the reason; their clips are not in clips.csv
+    OUT/optimize.jsonl     what is done, so that an interrupted run goes on
+    OUT/<path>.mp4         below the deepest folder that holds all files of the source
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json as jsonlib
+import math
+import os
+import shlex
+import statistics
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import av
+import av.error
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from vireo import progress
+from vireo.data.annotations import read_table
+from vireo.data.decode import Plan, read_frames
+from vireo.data.encode import OptimizeConfig, Written, encode_video, part_of
+from vireo.data.examine import stamp
+from vireo.data.frames import read_frame_folder
+from vireo.data.journal import JsonLines
+from vireo.data.outputs import claim_outside, data_place, printable, shorter_names, write_atomically
+from vireo.data.pool import Crash, map_in_processes
+from vireo.data.sampling import Indices, segment_indices
+from vireo.data.table import ClipTable
+from vireo.errors import DataError, DecodeError, MissingDependencyError, UsageError, writing
+
+FORMAT = 1
+SAMPLE = 20
+"""Clips whose reading is timed, before and after."""
+_SHOWN = 10
+
+
+@dataclass(frozen=True, kw_only=True)
+class Optimized:
+    """What a run did."""
+
+    csv: Path
+    files: int
+    """Written, now or by a run before."""
+    failed: tuple[tuple[str, str], ...]
+    """Source files that could not be read, and why."""
+    clips: int
+    """Rows of ``csv``."""
+    frames: int
+    bytes_before: int
+    bytes_after: int
+    ms_before: float
+    """Of reading 8 frames of a clip from the source, median over a sample; nan if nothing was written."""
+    ms_after: float
+    """The same from what was written."""
+    sample: int
+    """Clips in the sample."""
+
+
+def optimize_data(
+    table: ClipTable,
+    out: Path,
+    config: OptimizeConfig,
+    *,
+    workers: int = -1,
+    timeout: float = 600.0,
+    done: Callable[[int], None] = lambda count: None,
+) -> Optimized:
+    """Write a data set again.
+
+    Args:
+        table: its clips.
+        out: folder for the new set; empty, missing, or begun by a run with the same settings.
+        config: how.
+        workers: processes that encode; -1 = one per core, 0 = none but this one.
+        timeout: seconds after which a file is given up, 0 = none.
+        done: told how many files were finished since it was last called.
+
+    Raises:
+        UsageError: ``out`` holds something else, or lies where the source is.
+        DataError: not a single file can be read.
+        StorageError: the disk is full, or ``out`` can't be written.
+        MissingDependencyError: PyAV comes without an H.264 encoder.
+    """
+    if "libx264" not in av.codecs_available:
+        raise MissingDependencyError("this build of PyAV has no libx264 encoder; `pip install av` brings one")
+    sources = list(dict.fromkeys(table.paths))
+    counts = _announced(table)
+    targets = [out / name for name in target_names(shorter_names(sources))]
+    _check_apart(sources, targets, out)
+    _claim(out, config)
+    written: dict[str, Written] = {}
+    failed: dict[str, str] = {}
+    with JsonLines(out / "optimize.jsonl") as journal:
+        before = _done_before(journal, config)
+        todo = []
+        for source, target in zip(sources, targets, strict=True):
+            earlier = before.get((os.path.abspath(source), os.path.relpath(target, out)))
+            same = earlier and earlier[0] == stamp(source) and counts.get(source) in (None, earlier[1].frames)
+            if earlier and same and _size(target) == earlier[1].bytes:
+                written[source] = earlier[1]
+                done(1)
+            else:
+                todo.append(_Task(source, target, counts.get(source)))
+        results = map_in_processes(partial(_optimize_one, config), todo, workers=workers, timeout=timeout)
+        for k, result in results:
+            source, target, _ = todo[k]
+            if isinstance(result, Crash):
+                part_of(target).unlink(missing_ok=True)
+                failed[source] = result.reason
+            elif isinstance(result, str):
+                failed[source] = result
+            else:
+                now, written[source] = result
+                place = {"source": os.path.abspath(source), "target": os.path.relpath(target, out)}
+                journal.append({"format": FORMAT, "stamp": now, **place, **written[source]._asdict()})
+            done(1)
+    failures = [(source, failed[source]) for source in sources if source in failed]
+    _write_failures(out / "failed.csv", failures)
+    if not written:
+        raise DataError(f"none of {len(sources)} files can be read; {out / 'failed.csv'} says why")
+    names = {source: os.path.relpath(target, out) for source, target in zip(sources, targets, strict=True)}
+    kept = [row for row, path in enumerate(table.paths) if path in written]
+    _write_table(out / "clips.csv", table, kept, names)
+    pairs = [(source, target) for source, target in zip(sources, targets, strict=True) if source in written]
+    sample = pairs[:: -(-len(pairs) // SAMPLE)]
+    ms = _time_reading(sample)
+    return Optimized(
+        csv=out / "clips.csv",
+        files=len(written),
+        failed=tuple(failures),
+        clips=len(kept),
+        frames=sum(w.frames for w in written.values()),
+        bytes_before=sum(w.source_bytes for w in written.values()),
+        bytes_after=sum(w.bytes for w in written.values()),
+        ms_before=ms[0],
+        ms_after=ms[1],
+        sample=len(sample),
+    )
+
+
+class _Task(NamedTuple):
+    source: str
+    target: Path
+    frame_count: int | None
+    """Images of a frame folder that the list announces; None = all."""
+
+
+def _announced(table: ClipTable) -> dict[str, int]:
+    """How many images of each frame folder the list says there are, the largest number if it says several."""
+    counts: dict[str, int] = {}
+    if table.frame_counts is not None:
+        for path, count in zip(table.paths, table.frame_counts.tolist(), strict=True):
+            if count and os.path.isdir(path):
+                counts[path] = max(count, counts.get(path, 0))
+    return counts
+
+
+def target_names(names: Sequence[str]) -> list[str]:
+    """Relative paths of the new files: .mp4 in place of the ending, behind it where two would be the same."""
+    plain = [os.path.splitext(name)[0] + ".mp4" for name in names]
+    common = Counter(name.casefold() for name in plain)  # there are disks that ignore case
+    chosen: list[str] = []
+    taken: set[str] = set()
+    for name, short in zip(names, plain, strict=True):
+        new, number = short if common[short.casefold()] == 1 else f"{name}.mp4", 1
+        while new.casefold() in taken:
+            new, number = f"{name}.{number}.mp4", number + 1
+        chosen.append(new)
+        taken.add(new.casefold())
+    return chosen
+
+
+def _optimize_one(config: OptimizeConfig, task: _Task) -> tuple[tuple[int, int] | None, Written] | str:
+    now = stamp(task.source)
+    try:
+        return now, encode_video(task.source, task.target, config, frame_count=task.frame_count)
+    except DecodeError as error:
+        return error.reason
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return -1
+
+
+def _check_apart(sources: Sequence[str], targets: Sequence[Path], out: Path) -> None:
+    """Check that nothing that is written is, or lies among, what is read."""
+    real = out.resolve()
+    folders = {os.path.realpath(os.path.dirname(os.path.abspath(source))) for source in sources}
+    inside = next((folder for folder in sorted(folders) if Path(folder).is_relative_to(real)), None)
+    if inside is not None:
+        raise UsageError(f"{out} holds files of the source ({inside}); choose an empty folder")
+    same = {os.path.realpath(source) for source in sources} & {os.path.realpath(target) for target in targets}
+    if same:
+        raise UsageError(f"{sorted(same)[0]} would be written over itself; choose another folder")
+
+
+def _claim(out: Path, config: OptimizeConfig) -> None:
+    if out.exists() and not out.is_dir():
+        raise UsageError(f"{out} is a file; give a folder")
+    journal = out / "optimize.jsonl"
+    if journal.is_file():
+        with JsonLines(journal) as lines:
+            settings = next((entry["settings"] for entry in lines.entries() if "settings" in entry), None)
+        if settings not in (None, asdict(config)):
+            told = ", ".join(f"{k} {v}" for k, v in settings.items()) if isinstance(settings, dict) else settings
+            raise UsageError(f"{out} holds clips made with other settings ({told}); use those, or another folder")
+        if settings is not None:
+            return
+    elif out.exists() and any(out.iterdir()):
+        raise UsageError(f"{out} is not empty; choose an empty folder")
+    with JsonLines(journal) as lines:
+        lines.append({"format": FORMAT, "settings": asdict(config)})
+
+
+def _done_before(journal: JsonLines, config: OptimizeConfig) -> dict[tuple[str, str], tuple[tuple[int, int], Written]]:
+    """What runs before have written: source and target → the source's stamp and what was written."""
+    found = {}
+    for entry in journal.entries():
+        try:
+            size, changed = entry["stamp"]
+            written = Written(entry["frames"], entry["bytes"], entry["source_bytes"])
+            key = entry["source"], entry["target"]
+        except (KeyError, TypeError, ValueError):
+            continue
+        if entry.get("format") == FORMAT and all(isinstance(n, int) for n in written):
+            found[key] = ((size, changed), written)
+    return found
+
+
+def _write_failures(path: Path, failures: Sequence[tuple[str, str]]) -> None:
+    if not failures:
+        with writing(path):
+            path.unlink(missing_ok=True)  # of a run before
+        return
+    text = io.StringIO()
+    csv.writer(text).writerows([("path", "reason"), *failures])
+    write_atomically(path, text.getvalue())
+
+
+def _write_table(path: Path, table: ClipTable, rows: Sequence[int], names: dict[str, str]) -> None:
+    columns = ["path", "label"]
+    columns += ["split"] * (table.splits is not None) + ["group"] * (table.groups is not None)
+    cut = not (np.isnan(table.starts).all() and np.isnan(table.ends).all())
+    text = io.StringIO()
+    writer = csv.writer(text)
+    writer.writerow(columns + ["start", "end"] * cut)
+    for row in rows:
+        record = table.record(row)
+        cells = [Path(names[record.path]).as_posix(), table.label_names[record.label]]
+        cells += [column[row] for column in (table.splits, table.groups) if column is not None]
+        times = ["" if t is None else repr(t) for t in (record.start, record.end)]
+        writer.writerow(cells + times * cut)
+    write_atomically(path, text.getvalue())
+
+
+def _time_reading(sample: Sequence[tuple[str, Path]]) -> tuple[float, float]:
+    """Median milliseconds of reading 8 frames of a clip, from the sources and from what was made of them, in turns."""
+
+    def plan(frame_count: int) -> Indices:
+        return segment_indices(frame_count, 8)
+
+    times: tuple[list[float], list[float]] = [], []
+    for source, target in sample:
+        best = [math.inf, math.inf]
+        for turn in range(3):
+            for k, path in enumerate((source, str(target))):
+                started = time.perf_counter()
+                try:
+                    _read(path, plan)
+                except DecodeError:
+                    return math.nan, math.nan  # changed or removed meanwhile
+                if turn:  # the first reading also learns where the key frames are
+                    best[k] = min(best[k], time.perf_counter() - started)
+        for k in (0, 1):
+            times[k].append(1000 * best[k])
+    return (statistics.median(times[0]), statistics.median(times[1])) if sample else (math.nan, math.nan)
+
+
+def _read(path: str, plan: Plan) -> None:
+    if os.path.isdir(path):
+        read_frame_folder(path, plan)
+    else:
+        read_frames(path, plan)
+
+
+# ------------------------------------------------------------------------------------------------- the command
+
+
+def optimize_command(
+    data: str,
+    out: Path,
+    *,
+    short_side: int = 256,
+    gop: int = 12,
+    crf: int = 18,
+    workers: int = -1,
+    timeout: float = 600.0,
+    json: bool = False,
+) -> int:
+    """What `vireo data optimize` does."""
+    config = OptimizeConfig(short_side=short_side, gop=gop, crf=crf)
+    claim_outside(out, data_place(data))
+    table = read_table(data)
+    total = len(set(table.paths))
+    with progress.bar("optimize", total) as advance:
+        try:
+            result = optimize_data(table, out, config, workers=workers, timeout=timeout, done=advance)
+        except KeyboardInterrupt:
+            advance.errors.print(
+                f"{advance.done} of {total} files are done; the same command again does the rest",
+                markup=False,
+                highlight=False,
+                soft_wrap=True,
+            )
+            raise
+    if json:
+        plain = {**asdict(result), "csv": str(result.csv), "failed": [list(f) for f in result.failed], **asdict(config)}
+        print(jsonlib.dumps({k: None if isinstance(v, float) and math.isnan(v) else v for k, v in plain.items()}))
+        return 0
+    console = Console(highlight=False)
+    size = f"short side {config.short_side}" if config.short_side else "sizes kept"
+    setting = f"H.264, {size}, groups of {config.gop} frames, CRF {config.crf}, without sound"
+    console.print(
+        Text.assemble(("Optimized", "bold"), f"  {result.files:,} files, {result.clips:,} clips  ", (setting, "dim"))
+    )
+    console.print(_comparison(result))
+    if result.failed:
+        console.print(Text(f"{len(result.failed)} files can't be read and are left out (failed.csv):", "yellow"))
+        for path, reason in result.failed[:_SHOWN]:
+            console.print(Text(printable(f"  {path}: {reason}")), soft_wrap=True)
+        if len(result.failed) > _SHOWN:
+            console.print(Text(f"  … and {len(result.failed) - _SHOWN:,} more", "dim"))
+    console.print(Text(printable(str(result.csv))), soft_wrap=True)
+    console.print(
+        Text(f"next: vireo train --data {printable(shlex.quote(str(result.csv)))} --out RUN", "dim"), soft_wrap=True
+    )
+    return 0
+
+
+def _comparison(result: Optimized) -> Table:
+    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="dim")
+    table.add_column("")
+    for name in ("before", "after", "change"):
+        table.add_column(name, justify="right")
+    rows = [
+        ("MB", result.bytes_before / 1e6, result.bytes_after / 1e6),
+        (f"ms to read 8 frames, median of {result.sample} files", result.ms_before, result.ms_after),
+    ]
+    for name, before, after in rows:
+        if before and not math.isnan(before):
+            table.add_row(name, f"{before:,.1f}", f"{after:,.1f}", f"{100 * (after / before - 1):+.0f} %")
+    return table

@@ -1,0 +1,55 @@
+"""Where results of work on a data set go, and how they are written and named."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from vireo.errors import UsageError, writing
+
+
+def shorter_names(files: Sequence[str]) -> list[str]:
+    """The files' paths below the deepest folder that holds them all."""
+    paths = [os.path.abspath(path) for path in files]
+    root = os.path.commonpath([os.path.dirname(path) for path in paths]) if paths else ""
+    return [os.path.relpath(path, root) for path in paths]
+
+
+def data_place(data: str) -> Path:
+    """The folder or file in what --data takes: PATH or FORMAT:PATH."""
+    path = Path(data)
+    return path if path.exists() or ":" not in data else Path(data.partition(":")[2])
+
+
+def claim_outside(out: Path, place: Path) -> None:
+    """Check that a folder for results lies outside the data.
+
+    Raises:
+        UsageError: it is the data's folder or lies in it, or is a file.
+    """
+    if out.exists() and not out.is_dir():
+        raise UsageError(f"{out} is a file; results go to a folder")
+    if place.is_dir() and out.resolve().is_relative_to(place.resolve()):
+        raise UsageError(f"{out} lies in the data's own folder, which is left as it is; choose a folder elsewhere")
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write a text file whole or not at all; file names that are no UTF-8 survive.
+
+    Raises:
+        StorageError: it can't be written; what was there before is intact.
+    """
+    part = path.with_name(f".{path.name}.part")
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            part.write_text(text, "utf-8", errors="surrogateescape", newline="")
+            os.replace(part, path)
+        finally:
+            part.unlink(missing_ok=True)
+
+
+def printable(text: str) -> str:
+    """Text for a screen or page: without control characters, and with ? where a file name is no UTF-8."""
+    return "".join(c if c.isprintable() else "?" for c in text)
