@@ -15,17 +15,20 @@ import torch
 from timm.models import adapt_input_conv
 from torch import Tensor
 from torch.nn.functional import conv2d
-from torchvision.io import decode_image, encode_jpeg, encode_png
+from torchvision.io import encode_jpeg, encode_png
 
 from vireo import cli
 from vireo.backbones import Weights, fit_stem, fit_weights
 from vireo.backbones.mfnet import mfnet
 from vireo.checkpoint import load_checkpoint
 from vireo.config import AugmentConfig, ViewConfig
-from vireo.data.annotations import ClipTable, StringColumn, read_table
+from vireo.data.annotations import read_table
 from vireo.data.dataset import ClipDataset, Failure, Sample, collate
-from vireo.data.flow import MAX_PIXELS, _picture_size, is_flow_clip, mirror_flow, read_flow, to_uint8
+from vireo.data.flips import flip_rule
+from vireo.data.flow import is_flow_clip, mirror_flow, read_flow, to_uint8
+from vireo.data.images import MAX_PIXELS
 from vireo.data.sampling import segment_indices
+from vireo.data.table import ClipTable, StringColumn
 from vireo.data.transforms import eval_transform, train_transform
 from vireo.errors import DataError, DecodeError, UsageError
 from vireo.model import create_model
@@ -145,12 +148,12 @@ def test_the_plan_is_asked_for_starts_and_short_clips_repeat_in_order(tmp_path: 
 
 
 def test_only_what_is_wanted_is_decoded_and_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import vireo.data.flow as module
+    import vireo.data.images as module
 
     folder = write_folder(tmp_path / "clip", fields(30), ending="jpg")
     opened: list[int] = []
     decode = module.decode_image
-    monkeypatch.setattr(module, "decode_image", lambda *args: opened.append(1) or decode(*args))
+    monkeypatch.setattr(module, "decode_image", lambda *args, **options: opened.append(1) or decode(*args, **options))
     read_flow(folder, starts(3, 5, 20), fields=4)  # 3…8 and 20…23
     assert len(opened) == 2 * (6 + 4)
 
@@ -288,7 +291,7 @@ def spoil(name: str, folder: Path) -> None:
         ("header", "flow_x_00001.jpg: not a JPEG or PNG image, or its header is damaged"),
         ("bomb", "flow_x_00001.jpg: 65500×65500 pixels"),
         ("size", "pixels where others have"),
-        ("link", "no such file or folder"),
+        ("link", "flow_x_00001.jpg: no such file"),
         ("pipe", "flow_x_00001.jpg: not a regular file"),
         ("no images", "holds no flow images"),
     ],
@@ -303,82 +306,17 @@ def test_a_damaged_folder_is_refused_with_a_reason(tmp_path: Path, fault: str, r
     assert MAX_PIXELS < 65500**2
 
 
-SOF = b"\xff\xc0\x00\x0b\x08\x00\x10\x00\x10\x01\x01\x11\x00"  # 16 × 16, one channel
-
-
-def jpeg_with(before: bytes, height: int = H, width: int = W) -> bytes:
-    """A grey image with bytes after its first marker."""
-    whole = bytes(encode_jpeg(torch.zeros(1, height, width, dtype=torch.uint8), 5).numpy())
-    return whole[:2] + before + whole[2:]
-
-
-def test_a_header_that_decoders_read_otherwise_does_not_pass_the_bound_on_size(tmp_path: Path) -> None:
-    # A decoder skips FF 00 and what follows up to the next marker, a comment, which hides a small frame; whoever
-    # takes FF 00 for a segment with a length lands on that frame.
-    side = 4100
-    comment = b"\xff\xfe" + (2 + len(SOF)).to_bytes(2, "big") + SOF
-    content = jpeg_with(b"\xff\x00" + (2 + 4).to_bytes(2, "big") + comment, side, side)
-    assert side**2 > MAX_PIXELS and content[4 + 2 + 4 :].startswith(SOF)
-    decoded = decode_image(torch.frombuffer(bytearray(content), dtype=torch.uint8))
-    assert decoded.shape == (1, side, side)  # what must not happen to a clip
-    folder = write_folder(tmp_path / "clip", fields(6), ending="jpg")
-    (folder / "flow_x_00001.jpg").write_bytes(content)
-    with pytest.raises(DecodeError, match=r"flow_x_00001\.jpg: not a JPEG or PNG image, or its header is damaged"):
+def test_a_folder_of_too_many_entries_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = write_folder(tmp_path / "clip", fields(6))
+    (tmp_path / "texts").mkdir()
+    for i in range(12):
+        (tmp_path / "texts" / f"{i}.txt").touch()
+    monkeypatch.setattr("vireo.data.images.MAX_ENTRIES", 11)
+    with pytest.raises(DecodeError, match="holds more than 11 entries"):
         read_flow(folder, starts(0), fields=5)
-
-
-@pytest.mark.parametrize(
-    "before",
-    [
-        b"\xff\x00" + SOF,
-        b"\xff\x00\x00\x02" + SOF,
-        b"\xff\xfe\x00\x00" + SOF,  # lengths count their own two bytes
-        b"\xff\xfe\x00\x01" + SOF,
-        b"\xff\xda\x00\x02" + SOF,  # pixels before a frame
-        b"\xff\xd9\x00\x02" + SOF,  # the end before a frame
-        b"\xff\xd8" + SOF,
-        b"\x00" + SOF,
-        b"\xff\xfe\xff\xff",  # past the end
-    ],
-)
-def test_damage_before_the_frame_of_a_jpeg_is_refused(before: bytes) -> None:
-    assert _picture_size(jpeg_with(b"")) == (H, W)
-    assert _picture_size(jpeg_with(b"\xff\xfe\x00\x05abc\xff\xff\xff\x01\xff\xd0")) == (H, W)  # all allowed
-    assert _picture_size(jpeg_with(before)) is None
-
-
-def test_a_png_must_begin_with_a_whole_header() -> None:
-    whole = bytes(encode_png(torch.zeros(1, H, W, dtype=torch.uint8)).numpy())
-    assert _picture_size(whole) == (H, W)
-    assert _picture_size(whole[:23]) is None
-    for length in (0, 12, 14):
-        assert _picture_size(whole[:8] + length.to_bytes(4, "big") + whole[12:]) is None
-    assert _picture_size(whole[:8] + b"\x00\x00\x00\x00tEXt\x00\x00\x00\x00" + whole[8:]) is None
-
-
-@pytest.mark.parametrize("ending", ["jpg", "png"])
-def test_what_is_decoded_must_be_what_the_header_says(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ending: str
-) -> None:
-    folder = write_folder(tmp_path / "clip", fields(6), ending=ending)
-    monkeypatch.setattr("vireo.data.flow._picture_size", lambda data: (W, H))
-    with pytest.raises(DecodeError, match=f"{W}×{H} pixels where its header says {H}×{W}"):
-        read_flow(folder, starts(0), fields=5)
-
-
-@pytest.mark.parametrize("depth", [1, 16])
-def test_pngs_of_other_depths_give_eight_bits_or_an_error(tmp_path: Path, depth: int) -> None:
-    from PIL import Image
-
-    folder = write_folder(tmp_path / "clip", fields(2))
-    image = np.linspace(0, 65535, H * W).reshape(H, W).astype(np.uint16)
-    picture = Image.fromarray(image) if depth == 16 else Image.fromarray(image > 30000)
-    picture.save(folder / "flow_x_00001.png")
-    if depth == 16:
-        with pytest.raises(DecodeError, match="16 bits"):
-            read_flow(folder, starts(0), fields=2)
-    else:
-        assert set(read_flow(folder, starts(0), fields=2)[0, 0].unique().tolist()) == {0, 255}
+    assert not is_flow_clip(tmp_path / "texts")
+    monkeypatch.undo()
+    assert len(read_flow(folder, starts(0), fields=5)) == 1 and not is_flow_clip(tmp_path / "texts")
 
 
 # --- mirror images and other transforms -----------------------------------------------------------------------
@@ -409,14 +347,15 @@ def test_training_mirrors_half_of_the_flow_and_does_not_jitter_it() -> None:
         memory_format=torch.channels_last
     )
     view, augment = ViewConfig(size=H, short_side=H), AugmentConfig(scales=(1.0,), color_jitter=0.5)
-    flips = 0
+    flips, both = 0, flip_rule(("a", "b"), "on")
     for seed in range(40):
-        found = train_transform(values, view, augment, np.random.default_rng(seed), flip=True, flow=True)
+        found, _ = train_transform(values, view, augment, np.random.default_rng(seed), both, 0, flow=True)
         assert found.is_contiguous(memory_format=torch.channels_last)
         assert torch.equal(found, values) or torch.equal(found, mirror_flow(values))
         flips += not torch.equal(found, values)
     assert 10 < flips < 30
-    still = train_transform(values, view, augment, np.random.default_rng(1), flip=False, flow=True)
+    none = flip_rule(("a", "b"), "off")
+    still, _ = train_transform(values, view, augment, np.random.default_rng(1), none, 0, flow=True)
     assert torch.equal(still, values)
 
 
@@ -489,7 +428,8 @@ def test_samples_of_flow(tmp_path: Path) -> None:
     batch = collate([first, bad, second])
     assert batch.clips.shape == (2, 2, 10, H, H) and len(batch.failures) == 1
     assert batch.clips.flatten(0, 1).is_contiguous(memory_format=torch.channels_last)
-    training = ClipDataset(table, view, 2, AugmentConfig(color_jitter=0.3), flip=True, seed=3, flow_fields=5)
+    flips = flip_rule(table.label_names, "on")
+    training = ClipDataset(table, view, 2, AugmentConfig(color_jitter=0.3), flips, seed=3, flow_fields=5)
     drawn = [training[epoch, 0] for epoch in (0, 0, 1)]
     assert torch.equal(drawn[0].clip, drawn[1].clip)  # type: ignore[union-attr]
     assert not torch.equal(drawn[0].clip, drawn[2].clip)  # type: ignore[union-attr]

@@ -22,6 +22,7 @@ floating point in pixels; they are read as data, never as code.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import stat
@@ -34,21 +35,17 @@ import numpy.typing as npt
 import torch
 import torchvision
 from torch import Tensor
-from torchvision.io import ImageReadMode, decode_image
 
+from vireo.data.images import ENDING, UInt8, image_fault, is_sane, list_folder, read_image
 from vireo.data.sampling import Indices, segment_indices
 from vireo.errors import DecodeError
 
-UInt8 = npt.NDArray[np.uint8]
-
 BOUND = 20.0
 """Flow at which images saturate, pixels."""
-MAX_SIDE = 16384
-MAX_PIXELS = 1 << 24
-_MAX_FILE = 64 << 20  # bytes of one image
-_ENDING = r"\.(?:jpe?g|png)"
-_FLAT = re.compile(rf"(?:flow_)?([xyuv])_?([0-9]+){_ENDING}", re.IGNORECASE)
-_NUMBERED = re.compile(rf"(?:.*[^0-9])?([0-9]+){_ENDING}", re.IGNORECASE)
+_FLAT = re.compile(rf"(?:flow_)?([xyuv])_?([0-9]+){ENDING}", re.IGNORECASE)
+FLOW_PREFIXES = frozenset(f"{start}{axis}{end}" for start in ("", "flow_") for axis in "xyuv" for end in ("", "_"))
+"""What stands before the number of a flow image that lies directly in a clip's folder, in small letters."""
+_NUMBERED = re.compile(rf"(?:.*[^0-9])?([0-9]+){ENDING}", re.IGNORECASE)
 _AXIS = {"x": 0, "u": 0, "y": 1, "v": 1}
 
 
@@ -64,7 +61,9 @@ def is_flow_clip(path: str | Path) -> bool:
         OSError: a folder that can't be listed.
     """
     if os.path.isdir(path):
-        return any(True for _ in _images(path))
+        with contextlib.suppress(DecodeError):  # too many entries for a clip
+            return any(True for _ in _images(path))
+        return False
     return os.fspath(path).lower().endswith(".npy")
 
 
@@ -155,91 +154,26 @@ class _Folder:
         fields: UInt8 | None = None
         for i, index in enumerate(indices.tolist()):
             for axis, file in enumerate(self._files[index]):
-                image = self._image(file)
+                image = read_image(file, clip=self._path, gray=True)
                 if fields is None:
                     fields = np.empty((len(indices), *image.shape, 2), dtype=np.uint8)
                 if image.shape != fields.shape[1:3]:
                     sizes = "×".join(map(str, image.shape[::-1])), "×".join(map(str, fields.shape[2:0:-1]))
-                    raise self._fault(file, f"{sizes[0]} pixels where others have {sizes[1]}")
+                    raise image_fault(file, self._path, f"{sizes[0]} pixels where others have {sizes[1]}")
                 fields[i, :, :, axis] = image
         assert fields is not None  # a plan asks for one field at least
         return fields
 
-    def _image(self, file: str) -> UInt8:
-        """(H, W)."""
-        status = os.stat(file)
-        if not stat.S_ISREG(status.st_mode):  # opening a FIFO would wait for ever
-            raise self._fault(file, "not a regular file")
-        if not 0 < status.st_size <= _MAX_FILE:
-            raise self._fault(file, "empty file (0 bytes)" if not status.st_size else "too large for an image")
-        with open(file, "rb") as opened:
-            data = bytearray(opened.read())
-        size = _picture_size(data)
-        if size is None:
-            raise self._fault(file, "not a JPEG or PNG image, or its header is damaged")
-        if not _sane(*size):  # before memory is taken for it
-            raise self._fault(file, f"{size[1]}×{size[0]} pixels are more than any real flow's")
-        try:
-            image = decode_image(torch.frombuffer(data, dtype=torch.uint8), ImageReadMode.GRAY)
-        except RuntimeError:
-            raise self._fault(file, "damaged or cut short") from None
-        if image.dtype != torch.uint8:
-            raise self._fault(file, "16 bits per pixel; flow images have 8")
-        if image.shape[1:] != size:  # a decoder that reads headers otherwise would pass by the bound on size
-            raise self._fault(
-                file, f"{image.shape[2]}×{image.shape[1]} pixels where its header says {size[1]}×{size[0]}"
-            )
-        array: UInt8 = image[0].numpy()
-        return array
-
-    def _fault(self, file: str, what: str) -> DecodeError:
-        return DecodeError(self._path, f"{os.path.relpath(file, self._path)}: {what}")
-
 
 def _images(folder: str | Path) -> Iterator[tuple[int, int, str]]:
     """Axis (0 = x, 1 = y), number and path of every flow image, in no order."""
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            if match := _FLAT.fullmatch(entry.name):
-                yield _AXIS[match[1].lower()], int(match[2]), entry.path
-            elif entry.name.lower() in _AXIS and entry.is_dir():
-                with os.scandir(entry.path) as inside:
-                    for file in inside:
-                        if not file.name.startswith(".") and (match := _NUMBERED.fullmatch(file.name)):
-                            yield _AXIS[entry.name.lower()], int(match[1]), file.path
-
-
-def _picture_size(data: bytes | bytearray) -> tuple[int, int] | None:
-    """Height and width that the header of a JPEG or PNG states; None if it is neither, or could be read two ways.
-
-    Decoders skip damage in the header of a JPEG, each in its own way; any damage refuses the image here, so that
-    the size found is the one that will be decoded.
-    """
-    if data[:16] == b"\x89PNG\r\n\x1a\n\0\0\0\x0dIHDR" and len(data) >= 24:
-        return int.from_bytes(data[20:24], "big"), int.from_bytes(data[16:20], "big")
-    if data[:2] != b"\xff\xd8":
-        return None
-    at = 2
-    while at + 9 <= len(data) and data[at] == 0xFF:
-        marker = data[at + 1]
-        if marker == 0xFF:  # padding
-            at += 1
-        elif marker == 0x01 or 0xD0 <= marker <= 0xD7:  # stands alone
-            at += 2
-        elif 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):  # start of frame
-            return int.from_bytes(data[at + 5 : at + 7], "big"), int.from_bytes(data[at + 7 : at + 9], "big")
-        elif marker in (0x00, 0xD8, 0xD9, 0xDA):  # no marker; a second start; the end or pixels, and no frame yet
-            return None
-        else:
-            length = int.from_bytes(data[at + 2 : at + 4], "big")
-            if length < 2:  # it counts itself
-                return None
-            at += 2 + length
-    return None
-
-
-def _sane(height: int, width: int) -> bool:
-    return 0 < height <= MAX_SIDE and 0 < width <= MAX_SIDE and height * width <= MAX_PIXELS
+    for entry in list_folder(folder):
+        if match := _FLAT.fullmatch(entry.name):
+            yield _AXIS[match[1].lower()], int(match[2]), entry.path
+        elif entry.name.lower() in _AXIS and entry.is_dir():
+            for file in list_folder(entry.path):
+                if match := _NUMBERED.fullmatch(file.name):
+                    yield _AXIS[entry.name.lower()], int(match[1]), file.path
 
 
 # Arrays
@@ -261,7 +195,7 @@ class _Array:
         if len(shape) != 4 or (shape[1] == 2) == (shape[3] == 2):
             raise DecodeError(path, f"shape {shape}; flow is (F, 2, H, W) or (F, H, W, 2)")
         self._first = shape[1] == 2
-        if shape[0] < 1 or not _sane(*(shape[2:] if self._first else shape[1:3])):
+        if shape[0] < 1 or not is_sane(*(shape[2:] if self._first else shape[1:3])):
             raise DecodeError(path, f"shape {shape} is empty, or larger than any real flow's")
         needed = offset + dtype.itemsize * shape[0] * shape[1] * shape[2] * shape[3]
         if status.st_size < needed:
