@@ -178,7 +178,7 @@ def test_training_skips_counts_and_names_videos_it_cannot_read(
     data, run = write_class_folders(tmp_path / "data", {"wave": 5, "clap": 5}), tmp_path / "run"
     for path in faulty.values():
         shutil.copy(path, data / "wave" / path.name)
-    said = vireo("train", "--data", data, "--out", run, *SMALL, "--json")
+    said = vireo("train", "--data", data, "--out", run, *SMALL, "--max-failed", "50%", "--json")
     assert said.code == 0, said.err
     assert f"{len(faulty)} clips could not be read" in " ".join(said.err.split())
     with (run / "failed.csv").open(newline="") as file:
@@ -186,7 +186,9 @@ def test_training_skips_counts_and_names_videos_it_cannot_read(
     assert {Path(row["path"]).name for row in rows} == {path.name for path in faulty.values()}
     assert all(row["reason"] for row in rows)
     assert load_checkpoint(run / "best.safetensors").provenance["failed_clips"] == len(faulty)
-    said = vireo("eval", run / "best.safetensors", "--data", data, "--split", "all", "--out", tmp_path / "e", "--json")
+    evaluate = ("eval", run / "best.safetensors", "--data", data, "--split", "all", "--out", tmp_path / "e", "--json")
+    vireo(*evaluate).fails(1, f"of {10 + len(faulty)} evaluation clips could not be read", "max_failed 10%")
+    said = vireo(*evaluate, "--max-failed", "50%")
     header = json.loads(said.out)
     assert (header["expected"], header["scored"], header["failed"]) == (10 + len(faulty), 10, len(faulty))
 
@@ -280,7 +282,7 @@ def test_a_full_disk_while_saving_loses_nothing(
         said = vireo("train", "--data", clips, "--out", run, *SMALL, "--epochs", 2, "--json")
     small_disk(resource.RLIM_INFINITY)
     said._replace(err=said.err.splitlines()[-1]).fails(
-        1, str(run), "t.safetensors: could not be written: File too large", "What was there before is intact"
+        1, str(run), ".safetensors: could not be written: File too large", "What was there before is intact"
     )
     assert set(before) >= {"best.safetensors", "last.safetensors", "resume.safetensors"}
     assert before == {path.name: path.read_bytes() for path in run.glob("*.safetensors")}

@@ -14,8 +14,9 @@ from torch import nn
 
 from vireo.checkpoint import Checkpoint
 from vireo.config import ViewConfig
-from vireo.data.annotations import read_table, split_table
+from vireo.data.annotations import read_table
 from vireo.data.dataset import Batch, Failure
+from vireo.data.splits import split_table
 from vireo.errors import DataError, UsageError
 from vireo.evaluate import (
     Scores,

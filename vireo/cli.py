@@ -17,7 +17,7 @@ from typing import Any, Literal
 from rich.console import Console
 from rich.text import Text
 
-from vireo.config import TrainConfig
+from vireo.config import ReadConfig, TrainConfig
 from vireo.errors import UsageError, VireoError
 from vireo.memory import keep_memory
 
@@ -147,11 +147,120 @@ def make_order(
     return 0
 
 
+def check_data(
+    data: str,
+    *,
+    out: Path | None = None,
+    workers: int = -1,
+    timeout: float = 300.0,
+    num_frames: int = 8,
+    json: bool = False,
+) -> int:
+    """Examine a data set: every file decoded, duplicates found, labels compared. Nothing in it is changed.
+
+    Finds files that are damaged, too short, rotated, of varying frame rate or slow to seek in; clips that occur
+    twice, above all in two splits; labels that are misspelt, rare or empty. Writes check.json and check.html.
+    What is checked is kept: the same command again goes on where it stopped. Exit code 1 if something must be mended.
+
+    Args:
+        data: A folder with one subfolder per class, a CSV, or FORMAT:PATH, as in train.
+        out: Folder for the results [NAME.check in the current folder].
+        workers: Processes that decode; -1 = one per core, at most 8; 0 = none.
+        timeout: Seconds after which a file's decoder is taken for stuck; 0 = none.
+        num_frames: T of the models to come: clips with fewer frames are named.
+        json: Print JSON.
+
+    Example:
+        vireo data check clips/
+        vireo data check ssv2:/data/ssv2 --out ssv2.check --workers 16
+    """
+    from vireo.data.doctor import check_command
+
+    return check_command(data, out, workers=workers, timeout=timeout, num_frames=num_frames, json=json)
+
+
+def optimize_data(
+    data: str,
+    *,
+    out: Path,
+    short_side: int = 256,
+    gop: int = 12,
+    crf: int = 18,
+    workers: int = -1,
+    timeout: float = 600.0,
+    json: bool = False,
+) -> int:
+    """Re-encode a data set for fast reading: H.264 with short groups of pictures, at a small size, without sound.
+
+    Keeps every frame and its time. Writes the videos and clips.csv to a new folder and says how large and how fast
+    both sets are. The same command again does what is left.
+
+    Args:
+        data: A folder with one subfolder per class, a CSV, or FORMAT:PATH, as in train.
+        out: Folder for the new set, outside the old one.
+        short_side: Short side of the new videos, pixels; smaller ones keep their size; 0 = all keep theirs.
+        gop: Frames from one keyframe to the next.
+        crf: x264's quality: 18 looks like the original, 23 is about half as large.
+        workers: Processes that encode; -1 = one per core, at most 8; 0 = none.
+        timeout: Seconds after which a file is given up; 0 = none.
+        json: Print JSON.
+
+    Example:
+        vireo data optimize clips/ --out clips-fast
+        vireo data optimize kinetics400:/data/k400 --out /fast/k400 --short-side 256 --gop 12
+    """
+    from vireo.data.optimize import optimize_command
+
+    return optimize_command(
+        data, out, short_side=short_side, gop=gop, crf=crf, workers=workers, timeout=timeout, json=json
+    )
+
+
+def flow(
+    data: str,
+    *,
+    out: Path,
+    method: Literal["tvl1", "dis"] = "tvl1",
+    short_side: int = 256,
+    quality: int = 90,
+    workers: int = -1,
+    timeout: float = 300.0,
+    json: bool = False,
+) -> int:
+    """Compute the optical flow of a data set's videos, for models with --modality flow. Needs vireo[flow].
+
+    Writes a folder of JPEGs per clip and flow.csv, which train takes. The same command again does what is left.
+
+    Args:
+        data: Videos or folders of frames: a folder with one subfolder per class, a CSV, or FORMAT:PATH, as in train.
+        out: Folder for the flow, outside the data.
+        method: tvl1, as TSN used it, about a second per frame; dis, a hundred times as fast and a little coarser.
+        short_side: Short side to which frames are resized first, pixels; flow is in pixels of that size. 0 = none.
+        quality: JPEG quality, 1 to 100.
+        workers: Processes; -1 = one per core, at most 8; 0 = none.
+        timeout: Seconds without a new frame after which a clip is given up; 0 = none.
+        json: Print JSON.
+
+    Example:
+        vireo flow clips/ --out clips-flow --method dis
+        vireo flow ucf101:/data/ucf101 --out /data/ucf101-flow --method dis --workers 16
+        vireo train --data clips-flow/flow.csv --modality flow --out runs/flow
+    """
+    from vireo.data.extract import flow_command
+
+    return flow_command(
+        data, out, method=method, short_side=short_side, quality=quality, workers=workers, timeout=timeout, json=json
+    )
+
+
 def train(config: TrainConfig, *, json: bool = False) -> int:
     """Train a model on a folder of clips, one subfolder per class, or on a CSV.
 
     Only --data and --out are needed. Ctrl-C saves and says how to go on. The run's folder gets
     best.safetensors, which is all that eval and predict need, and config.yaml, which --config takes.
+
+    With --recipe NAME the defaults are those of a paper on a data set; a file of --config, then the options
+    given, override them one by one. --print-config shows what comes out.
 
     Args:
         config: Every field is an option.
@@ -162,6 +271,7 @@ def train(config: TrainConfig, *, json: bool = False) -> int:
         vireo train --data clips.csv --out runs/tsm --temporal tsm --backbone resnet18 --scales 1,0.875
         vireo train --data clips/ --out runs/late --temporal-options.stages 4,5
         vireo train --config runs/gestures/config.yaml --out runs/again --seed 1
+        vireo train --recipe teinet-ssv1-8f --data ssv1:data/ssv1 --out runs/teinet --lr 0.005 --batch-size 32
     """
     from vireo.train import train
 
@@ -169,6 +279,21 @@ def train(config: TrainConfig, *, json: bool = False) -> int:
     if json:
         print(jsonlib.dumps(asdict(result), default=str, ensure_ascii=False))
     return 130 if result.interrupted else 0
+
+
+def recipes(json: bool = False) -> int:
+    """List the training recipes: one per paper and data set, as the paper trained.
+
+    Args:
+        json: Print JSON.
+
+    Example:
+        vireo recipes
+        vireo train --recipe teinet-ssv1-8f --data ssv1:/data/ssv1 --out runs/teinet
+    """
+    from vireo.recipes import recipes_command
+
+    return recipes_command(json=json)
 
 
 def evaluate(
@@ -182,6 +307,13 @@ def evaluate(
     shuffle_frames: int = 0,
     seed: int = 0,
     device: str = "auto",
+    views: Literal["auto", "center", "3crop", "5crop", "10crop", "full", "squeezed"] = "auto",
+    clips: int = 0,
+    decoder: Literal["auto", "pyav", "torchcodec"] = "auto",
+    decode: Literal["exact", "keyframe"] = "exact",
+    on_error: Literal["skip", "fail"] = "skip",
+    max_failed: str = "10%",
+    decode_timeout: float = 60.0,
     json: bool = False,
 ) -> int:
     """Score a checkpoint on labelled clips: top-1, top-5, mean-class accuracy, confusion matrix.
@@ -190,7 +322,7 @@ def evaluate(
 
     Args:
         checkpoint: A file that train wrote.
-        data: A folder with one subfolder per class, or a CSV.
+        data: A folder with one subfolder per class, a CSV, or FORMAT:PATH, as in train.
         out: Folder for the confusion matrix and tables [NAME.eval/ beside the checkpoint NAME.safetensors].
         split: train, val, test or all. auto: the test part if there is one, else what training set aside, else all.
         batch_size: Clips per step.
@@ -198,11 +330,19 @@ def evaluate(
         shuffle_frames: Also score with the frames of each clip in random order, this many times.
         seed: Seed of these permutations.
         device: auto, cpu, cuda, cuda:1, mps.
+        views: Pictures of a clip whose scores are averaged: crops, whole frames. auto: what the checkpoint says.
+        clips: Clips of a video whose scores are averaged; 0: as many as the checkpoint says.
+        decoder: auto: PyAV, the faster one; torchcodec: TorchCodec for the videos of which both give the same frames.
+        decode: exact: the frames that decoding the whole video gives; keyframe: the keyframes nearest to them.
+        on_error: What a clip that can't be read does. skip: it is counted and named; fail: it ends the evaluation.
+        max_failed: Most clips that may fail: a share such as 1%, then two always may, or a number.
+        decode_timeout: Seconds after which the process that decodes a clip is replaced; 0 = none.
         json: Print JSON.
 
     Example:
         vireo eval runs/gestures/best.safetensors --data clips/
         vireo eval runs/gestures/best.safetensors --data clips/ --shuffle-frames 10 --json
+        vireo eval runs/teinet/best.safetensors --data ssv1:data/ssv1 --views 3crop --clips 10
     """
     existing(checkpoint)
     from vireo.evaluate import evaluate_command
@@ -217,6 +357,15 @@ def evaluate(
         shuffle_frames=shuffle_frames,
         seed=seed,
         device=device,
+        views=views,
+        clips=clips,
+        read=ReadConfig(
+            decoder=decoder,
+            decode=decode,
+            on_error=on_error,
+            max_failed=max_failed,
+            decode_timeout=decode_timeout,
+        ),
         json=json,
     )
 
@@ -248,15 +397,26 @@ def fuse(scores: list[Path], *, weights: tuple[float, ...] = (), out: Path | Non
     return fuse_command(scores, weights=weights, out=out, json=json)
 
 
-def predict(checkpoint: Path, inputs: list[Path], *, top_k: int = 5, device: str = "auto", json: bool = False) -> int:
+def predict(
+    checkpoint: Path,
+    inputs: list[Path],
+    *,
+    top_k: int = 5,
+    device: str = "auto",
+    workers: int = -1,
+    decode_timeout: float = 60.0,
+    json: bool = False,
+) -> int:
     """Say what happens in videos, or in clips of optical flow. The checkpoint carries all that this needs.
 
     Args:
         checkpoint: A file that train wrote.
-        inputs: Videos, and folders whose videos are taken at any depth. For a model of flow: folders of flow
-            images, .npy arrays, and folders that hold such clips.
+        inputs: Videos, folders of numbered frames, and folders whose videos are taken at any depth. For a model of
+            flow: folders of flow images, .npy arrays, and folders that hold such clips.
         top_k: How many classes to show.
         device: auto, cpu, cuda, cuda:1, mps.
+        workers: Processes that decode; -1 = one per core, at most 8; 0 = none.
+        decode_timeout: Seconds after which the process that decodes a file is replaced; 0 = none.
         json: Print one JSON object per video and line.
 
     Example:
@@ -267,7 +427,9 @@ def predict(checkpoint: Path, inputs: list[Path], *, top_k: int = 5, device: str
     existing(checkpoint)
     from vireo.predict import predict_command
 
-    return predict_command(checkpoint, inputs, top_k=top_k, device=device, json=json)
+    return predict_command(
+        checkpoint, inputs, top_k=top_k, device=device, workers=workers, decode_timeout=decode_timeout, json=json
+    )
 
 
 def prune(
@@ -521,8 +683,12 @@ VERBS: dict[str, Callable[..., int]] = {
     "demo": demo,
     "models": models,
     "data make order": make_order,
+    "data check": check_data,
+    "data optimize": optimize_data,
     "train": train,
+    "recipes": recipes,
     "eval": evaluate,
+    "flow": flow,
     "fuse": fuse,
     "predict": predict,
     "prune": prune,

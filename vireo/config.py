@@ -1,12 +1,14 @@
 """Settings as frozen, keyword-only dataclasses; units stand in every field's docstring.
 
-Each layer takes only the settings it needs (`ModelConfig`, `ViewConfig`, ...). `TrainConfig` is all
-of them together, flat, so that every field is one command line option and one line of YAML.
+Each layer takes only the settings it needs (`ModelConfig`, `ViewConfig`, ...). `Settings` is all of them
+together and what a recipe names, `TrainConfig` a run of them: flat, so that every field is one command line
+option and one line of YAML.
 This module imports nothing heavy: ``vireo --help`` reads it.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal, TypeVar
@@ -65,9 +67,19 @@ class ViewConfig:
     short_side: int = 0
     """Short side to which frames are resized before the crop, pixels; 0 = size × 256/224."""
     sampling: Literal["segment", "dense"] = "segment"
-    """segment: one frame from each of T equal parts of the video; dense: T frames of a 64-frame window."""
+    """segment: one frame from each of T equal parts of the video; dense: T frames of a window."""
+    window: int = 64
+    """Length of the window of dense sampling, frames. MFNet: 32, an interval of 2 for 16 frames."""
+    views: Literal["center", "3crop", "5crop", "10crop", "full", "squeezed"] = "center"
+    """Pictures of a clip whose scores `vireo eval` averages. squeezed: whole frames, size high, short_side wide."""
+    clips: int = 1
+    """Clips of a video whose scores `vireo eval` averages."""
 
     def __post_init__(self) -> None:
+        _check(self.window >= 1, f"window is {self.window}; it must be at least 1 frame")
+        views = ("center", "3crop", "5crop", "10crop", "full", "squeezed")
+        _check(self.views in views, f"views is {self.views!r}; use {', '.join(views)}")
+        _check(1 <= self.clips <= 1000, f"clips is {self.clips}; it must be from 1 to 1000")
         _check(self.size >= 16, f"size is {self.size}; it must be at least 16 pixels")
         _check(
             self.short_side == 0 or self.short_side >= self.size,
@@ -85,20 +97,107 @@ class ViewConfig:
 class AugmentConfig:
     """How training clips are varied; the same for all frames of a clip."""
 
+    crop: Literal["multiscale", "resized", "random"] = "multiscale"
+    """multiscale: sides from scales at one of 13 places, as in TSN; resized: any box of crop_area and crop_ratio;
+    random: size pixels anywhere, of frames resized to a short side in short_range."""
     scales: tuple[float, ...] = (1.0, 0.875)
     """Multi-scale crop: sides as fractions of the short side. TSN and TSM: 1, 0.875, 0.75, 0.66."""
+    crop_area: tuple[float, ...] = (0.08, 1.0)
+    """Resized crop: smallest and largest share of the frame's area."""
+    crop_ratio: tuple[float, ...] = (0.75, 1.333)
+    """Resized crop: smallest and largest width over height."""
+    short_range: tuple[int, ...] = (256, 320)
+    """Random crop: smallest and largest short side before it, pixels, for the size given."""
     flip: Literal["auto", "on", "off"] = "auto"
-    """Horizontal flip, half of the clips. auto: off where label texts name a direction (left, clockwise, ...)."""
+    """Horizontal flip, half of the clips. auto: labels that differ in left/right, clockwise/ccw, ... are swapped."""
     color_jitter: float = 0.0
     """Largest relative change of brightness, contrast and saturation; 0 = none. Flow has none."""
+    rand_augment: int = 0
+    """Magnitude of RandAugment's two operations per clip, 1 to 30, often 7 or 9; 0 = none. Flow has none."""
+    random_erasing: float = 0.0
+    """Share of clips in which a random box, the same in all frames, is made grey (in flow: motionless)."""
+    temporal_jitter: float = 0.0
+    """Largest share of a clip that is cut away at random, at its ends, before frames are sampled from it."""
+    mixup: float = 0.0
+    """MixUp's alpha: clips of a batch are blended in pairs, by a share drawn from Beta(alpha, alpha); 0 = none."""
+    cutmix: float = 0.0
+    """CutMix's alpha: a box of each clip is taken from another; 0 = none. With mixup, each gets half of the steps."""
 
     def __post_init__(self) -> None:
+        _check(
+            self.crop in ("multiscale", "resized", "random"),
+            f"crop is {self.crop!r}; use multiscale, resized or random",
+        )
+        _check(
+            len(self.short_range) == 2 and 1 <= self.short_range[0] <= self.short_range[1],
+            f"short_range is {self.short_range}; it must be two sizes in pixels, the smaller first",
+        )
+        _check(
+            len(self.crop_area) == 2 and 0 < self.crop_area[0] <= self.crop_area[1] <= 1,
+            f"crop_area is {self.crop_area}; it must be two numbers in (0, 1], the smaller first",
+        )
+        _check(
+            len(self.crop_ratio) == 2 and 0 < self.crop_ratio[0] <= self.crop_ratio[1] < float("inf"),
+            f"crop_ratio is {self.crop_ratio}; it must be two positive numbers, the smaller first",
+        )
+        _check(0 <= self.rand_augment <= 30, f"rand_augment is {self.rand_augment}; it must be from 0 to 30")
+        _check(0 <= self.random_erasing <= 1, f"random_erasing is {self.random_erasing}; it must be in [0, 1]")
+        _check(0 <= self.temporal_jitter < 1, f"temporal_jitter is {self.temporal_jitter}; it must be in [0, 1)")
+        for name, alpha in (("mixup", self.mixup), ("cutmix", self.cutmix)):
+            _check(0 <= alpha <= 100, f"{name} is {alpha}; it must be from 0 to 100")
         _check(
             len(self.scales) > 0 and all(0 < s <= 1 for s in self.scales),
             f"scales are {self.scales}; each must be in (0, 1]",
         )
         _check(self.flip in ("auto", "on", "off"), f"flip is {self.flip!r}; use auto, on or off")
         _check(0 <= self.color_jitter < 1, f"color_jitter is {self.color_jitter}; it must be in [0, 1)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReadConfig:
+    """How clips are read, and what happens when some can't be."""
+
+    decoder: Literal["auto", "pyav", "torchcodec"] = "auto"
+    """auto: PyAV, the faster one; torchcodec: TorchCodec for the videos of which both give the same frames."""
+    decode: Literal["exact", "keyframe"] = "exact"
+    """exact: the frames that decoding the whole video gives; keyframe: the keyframes nearest to them."""
+    on_error: Literal["skip", "fail"] = "skip"
+    """What a clip that can't be read (tried twice) does. skip: it is counted and named; fail: it ends the run."""
+    max_failed: str = "10%"
+    """Most clips of a part that may fail before the run stops: a share such as 1%, then two always may, or a number."""
+    decode_timeout: float = 60.0
+    """Seconds after which the process that decodes a clip is taken for stuck and replaced; 0 = none."""
+
+    def __post_init__(self) -> None:
+        _check(
+            self.decoder in ("auto", "pyav", "torchcodec"),
+            f"decoder is {self.decoder!r}; use auto, pyav or torchcodec",
+        )
+        _check(self.decode in ("exact", "keyframe"), f"decode is {self.decode!r}; use exact or keyframe")
+        _check(self.on_error in ("skip", "fail"), f"on_error is {self.on_error!r}; use skip or fail")
+        self.allowed_failures(0)
+        _check(
+            0 <= self.decode_timeout < float("inf"),
+            f"decode_timeout is {self.decode_timeout}; it must be positive, or 0 for no limit",
+        )
+
+    def allowed_failures(self, clips: int) -> int:
+        """How many of so many clips may fail.
+
+        Of a share at least two may: in a small set that is more than the share, and no reason to stop.
+        """
+        match = re.fullmatch(r"(\d{1,18})|(\d{1,3}(?:\.\d*)?) ?%", self.max_failed.strip())
+        _check(
+            match is not None and float(match[2] or 0) <= 100,
+            f"max_failed is {self.max_failed!r}; give a share of the clips such as 1%, or a number of clips",
+        )
+        assert match is not None
+        if self.on_error == "fail":
+            return 0
+        if match[1]:
+            return int(match[1])
+        share = float(match[2]) / 100
+        return max(2, int(clips * share)) if share else 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,40 +239,56 @@ class OptimConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainConfig(ModelConfig, ViewConfig, AugmentConfig, OptimConfig):
-    """Everything a training run needs; the defaults fine-tune on a small data set."""
+class Settings(ModelConfig, ViewConfig, ReadConfig, AugmentConfig, OptimConfig):
+    """Training; the defaults fine-tune on a small data set. What a recipe is: a run but for its data and folder."""
 
-    data: str
-    """A folder with one subfolder per class, or a CSV with the header path,label[,split][,group][,start,end].
-    With modality flow the clips are folders of flow images, or .npy arrays."""
-    out: str
-    """Folder of the run: checkpoints, logs, config.yaml. Made if missing."""
     pretrained: bool | str = True
-    """true: timm's weights from the hub; a path: a .safetensors or .pth file; false: start from random weights."""
+    """true: timm's weights from the hub; a path: a .safetensors or .pth file; false: start from random weights.
+    kinetics, in recipes: such a path must be given."""
     init: str = ""
     """A Vireo checkpoint to start from: its network (module, backbone, options, frames, pruning) and all weights."""
     epochs: int = 20
     """Passes over the training clips."""
     batch_size: int = 8
-    """Clips per step."""
+    """Clips per step, of all devices together: two devices take 4 each of 8."""
+    accumulate: int = 1
+    """Parts in which a device's clips of a step are computed, one after the other, where memory is short."""
     val_fraction: float = 0.2
     """Share of clips of each class set aside for validation, where the data names no split."""
     seed: int = 0
     """Seed of the split, the initial weights, the order of clips and their augmentation."""
     workers: int = -1
-    """Processes that decode; -1 = one per core, at most 8; 0 = none."""
+    """Processes that decode, of each device; -1 = one per core, at most 8, shared by a machine's devices; 0 = none."""
     precision: Literal["auto", "32-true", "bf16-mixed", "16-mixed"] = "auto"
     """auto: bf16-mixed where the processor or GPU computes in bf16, else 32-true."""
     accelerator: str = "auto"
     """Lightning Fabric's accelerator: auto, cpu, cuda, mps."""
+    devices: int = 1
+    """Devices of each machine that train together, a process each; torchrun and srun must start as many."""
+    num_nodes: int = 1
+    """Machines that train together; all must see the run's folder and the clips."""
+    strategy: Literal["auto", "ddp"] = "auto"
+    """Lightning Fabric's strategy; auto: ddp where there are several devices."""
+    sync_bn: bool = False
+    """Batch norm over the clips of all devices, not of each alone; GPUs only."""
+    compile: bool = False
+    """Compile the network with torch.compile: slow to start, then faster."""
     eval_every: int = 1
     """Epochs between validations (the last epoch is always validated)."""
-    resume: bool = False
-    """Go on from the run's last checkpoint."""
+    patience: int = 0
+    """Epochs without a higher validation top-1 after which the run ends; 0 = none, all epochs are trained."""
+    save_every: int = 0
+    """Steps after which the run is saved within an epoch; 0 = at the ends of epochs only."""
+    keep_last: int = 1
+    """Newest checkpoints kept beside the best: last.safetensors, and with 2 or more also step-N.safetensors."""
 
     def __post_init__(self) -> None:
-        for part in (ModelConfig, ViewConfig, AugmentConfig, OptimConfig):
+        for part in (ModelConfig, ViewConfig, ReadConfig, AugmentConfig, OptimConfig):
             part.__post_init__(self)
+        _check(
+            self.crop != "random" or self.short_range[0] >= self.size,
+            f"short_range is {self.short_range}; a crop of size {self.size} needs short sides of at least that",
+        )
         _check(self.seed >= 0, f"seed is {self.seed}; it can't be negative")
         _check(self.pretrained != "", "pretrained is empty; give true, false or the path of a weights file")
         _check(self.epochs >= 1, f"epochs is {self.epochs}; it must be at least 1")
@@ -181,6 +296,41 @@ class TrainConfig(ModelConfig, ViewConfig, AugmentConfig, OptimConfig):
         _check(0 < self.val_fraction < 1, f"val_fraction is {self.val_fraction}; it must lie between 0 and 1")
         _check(self.workers >= -1, f"workers is {self.workers}; it must be -1, 0 or more")
         _check(self.eval_every >= 1, f"eval_every is {self.eval_every}; it must be at least 1")
+        for name in ("accumulate", "devices", "num_nodes", "keep_last"):
+            _check(getattr(self, name) >= 1, f"{name} is {getattr(self, name)}; it must be at least 1")
+        for name in ("patience", "save_every"):
+            _check(getattr(self, name) >= 0, f"{name} is {getattr(self, name)}; it must be 0 (none) or more")
+        _check(self.strategy in ("auto", "ddp"), f"strategy is {self.strategy!r}; use auto or ddp")
+        parts = self.devices * self.num_nodes
+        _check(
+            self.batch_size % parts == 0,
+            f"batch_size is {self.batch_size}; it must be a multiple of devices × num_nodes, which is {parts}",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig(Settings):
+    """A training run; its data and folder, and all settings."""
+
+    data: str
+    """A folder with one subfolder per class, a CSV with the header path,label[,split][,group][,start,end], or
+    FORMAT:PATH: list, ssv1, ssv2, jester, kinetics400, mini_kinetics200, ucf101 (ucf101-split2, …), hmdb51.
+    With modality flow the clips are folders of flow images, or .npy arrays."""
+    out: str
+    """Folder of the run: checkpoints, logs, config.yaml. Made if missing."""
+    recipe: str = "finetune"
+    """Whose settings are the defaults of all others on the command line; `vireo recipes` lists them. Here a note:
+    `vireo.recipes.configure` fills the settings in."""
+    resume: bool = False
+    """Go on from the run's last checkpoint."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check(
+            self.pretrained != "kinetics" or self.init != "" or self.resume,
+            f"recipe {self.recipe} starts from weights trained on Kinetics; give their file as pretrained "
+            "(true: ImageNet's weights instead)",
+        )
 
 
 def to_dict(config: Any) -> dict[str, Any]:

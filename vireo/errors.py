@@ -25,9 +25,9 @@ class UsageError(VireoError, ValueError):
 
 
 class UnknownNameError(UsageError):
-    """A name that is not in a registry; the message suggests the nearest ones."""
+    """A name that is not in a registry; the message suggests the nearest ones, or the command that lists them."""
 
-    def __init__(self, kind: str, name: str, known: Iterable[str]) -> None:
+    def __init__(self, kind: str, name: str, known: Iterable[str], *, lists: str = "vireo models") -> None:
         known = sorted(known)
         near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
         if near:
@@ -35,7 +35,7 @@ class UnknownNameError(UsageError):
         elif len(known) <= 20:
             remedy = f"Known: {', '.join(known)}."
         else:
-            remedy = "`vireo models` lists what there is."
+            remedy = f"`{lists}` lists what there is."
         super().__init__(f"Unknown {kind} {name!r}. {remedy}")
 
 

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, Literal, NoReturn, Union, get_args, get_origin, get_type_hints
 
 import docstring_parser
+import yaml
 from jsonargparse import ArgumentParser, set_parsing_settings
 from rich.console import Console
 from rich.padding import Padding
@@ -158,7 +159,25 @@ class Parser(ArgumentParser):
                 value = bracketed(value)
             (configs if name == "config" else named).append(f"--{name}{'.' + item if item else ''}={value}")
         self._check_loose(loose)
+        self._take_recipe(configs, named)
         return [*configs, *named, *(["--", *loose] if loose else [])]
+
+    def _take_recipe(self, configs: Sequence[str], named: Sequence[str]) -> None:
+        """Make the settings of a recipe the defaults, whether the options name it or the file of --config."""
+        if self.config is None or "recipe" not in self.options():
+            return
+        given = [arg.partition("=")[2] for arg in named if arg.startswith("--recipe=")]
+        filed = [name for arg in configs if (name := recipe_in(Path(arg.partition("=")[2]))) is not None]
+        if given and filed and given[-1] != filed[-1]:
+            self.error(f"--recipe {given[-1]}: the file of --config has the settings of {filed[-1]}; leave one out")
+        if not given and not filed:
+            return
+        from vireo.recipes import recipe
+
+        try:
+            self.set_defaults(vars(recipe((given or filed)[-1])))
+        except UsageError as error:
+            self.error(str(error))
 
     def _check_loose(self, loose: Sequence[str]) -> None:
         wanted = self.positionals()
@@ -256,6 +275,17 @@ class Parser(ArgumentParser):
         elif shown := default(action):
             right.append(f" [{shown}]", "dim")
         return left, right
+
+
+def recipe_in(file: Path) -> str | None:
+    """The recipe that a YAML file names; None where it names none, or is no such file (which is said later)."""
+    try:
+        if not file.is_file() or file.stat().st_size > 1 << 20:  # a pipe can be read but once
+            return None
+        found = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError, RecursionError):
+        return None
+    return found["recipe"] if isinstance(found, dict) and isinstance(found.get("recipe"), str) else None
 
 
 def print_grid(console: Console, rows: Iterable[tuple[Text, Text]], column: int = 26) -> None:

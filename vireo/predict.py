@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json as jsonlib
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from rich.console import Console
 from rich.markup import escape
@@ -18,10 +20,14 @@ from torch import Tensor
 
 from vireo import progress
 from vireo.checkpoint import Checkpoint, load_checkpoint
-from vireo.data.annotations import clips_below, clips_called
-from vireo.data.decode import read_frames
+from vireo.data.clips import read_clip
+from vireo.data.dataset import ClipDataset, EpochBatches
 from vireo.data.flow import is_flow_clip, read_flow
+from vireo.data.folders import clips_below, clips_called
+from vireo.data.frames import is_frame_folder
+from vireo.data.loader import make_loader
 from vireo.data.sampling import sample_indices
+from vireo.data.table import ClipRecord, ClipTable, StringColumn
 from vireo.data.transforms import eval_transform
 from vireo.devices import choose_device
 from vireo.errors import DataError, DecodeError, UsageError
@@ -69,15 +75,43 @@ def predict(
 
 
 def predict_many(
-    checkpoint: Checkpoint | str | Path, videos: Sequence[str | Path], *, top_k: int = 5, device: str = "auto"
-) -> Iterator[Prediction | DecodeError]:
-    """Classify many files, in order. A file that cannot be read yields its error; the rest go on."""
+    checkpoint: Checkpoint | str | Path,
+    videos: Sequence[str | Path],
+    *,
+    top_k: int = 5,
+    device: str = "auto",
+    workers: int = -1,
+    timeout: float = 60.0,
+) -> Generator[Prediction | DecodeError]:
+    """Classify many files, in order. A file that cannot be read yields its error; the rest go on.
+
+    Args:
+        checkpoint: a file that `vireo train` wrote, or one already loaded.
+        videos: what `predict` takes.
+        top_k: how many classes `Prediction.top` holds.
+        device: ``auto``, ``cpu``, ``cuda``, ...
+        workers: processes that decode, so that a file may crash a decoder; -1 = one per core, at most 8; 0 = none.
+            For a single file there is none.
+        timeout: seconds after which such a process is taken for stuck and its file for unreadable; 0 = none.
+    """
     checkpoint, target = _ready(checkpoint, device)
-    for video in videos:
-        try:
-            yield classify(checkpoint, load_clip(checkpoint, video), str(video), top_k=top_k, device=target)
-        except DecodeError as error:
-            yield error
+    config, count = checkpoint.model.config, len(videos)
+    table = ClipTable(
+        paths=StringColumn(map(str, videos)),
+        labels=np.zeros(count, dtype=np.int64),
+        label_names=("",),
+        starts=np.full(count, np.nan),
+        ends=np.full(count, np.nan),
+    )
+    fields = config.flow_fields if config.modality == "flow" else 0
+    dataset = ClipDataset(table, checkpoint.view, config.num_frames, flow_fields=fields)
+    batches = EpochBatches(count, batch_size=1, shuffle=False, seed=0)
+    with closing(make_loader(dataset, batches, workers if count > 1 else 0, timeout=timeout)) as loader:
+        for video, batch in zip(videos, loader, strict=True):
+            if batch.failures:
+                yield DecodeError(video, batch.failures[0].reason)
+            else:
+                yield classify(checkpoint, batch.clips[0], str(video), top_k=top_k, device=target)
 
 
 def load_clip(checkpoint: Checkpoint, video: str | Path) -> Tensor:
@@ -87,10 +121,11 @@ def load_clip(checkpoint: Checkpoint, video: str | Path) -> Tensor:
         DecodeError: the video cannot be read.
     """
     config = checkpoint.model.config
-    plan = partial(sample_indices, checkpoint.view.sampling, num_frames=config.num_frames)
+    view = checkpoint.view
+    plan = partial(sample_indices, view.sampling, num_frames=config.num_frames, window=view.window)
     if config.modality == "flow":
-        return eval_transform(read_flow(video, plan, fields=config.flow_fields), checkpoint.view)
-    return eval_transform(read_frames(video, plan).data, checkpoint.view)
+        return eval_transform(read_flow(video, plan, fields=config.flow_fields), view)
+    return eval_transform(read_clip(ClipRecord(str(video), 0, None, None), plan).data, view)
 
 
 def classify(
@@ -117,17 +152,18 @@ def _ready(checkpoint: Checkpoint | str | Path, device: str) -> tuple[Checkpoint
 def find_videos(inputs: Sequence[str | Path], modality: str = "rgb") -> list[Path]:
     """The files named, and the videos in the folders named, at any depth, in natural order.
 
-    In folders, hidden files and folders are left out, as in a data set. With ``modality="flow"`` a folder of
-    flow images is one clip, and clips of flow are taken from other folders.
+    A folder of numbered frames is one clip; in others, hidden files and folders are left out, as in a data set. With
+    ``modality="flow"`` a folder of flow images is one clip, and clips of flow are taken from other folders.
 
     Raises:
         UsageError: a path that does not exist.
         DataError: a folder without videos, or without clips of flow.
     """
     kind = "video files" if modality == "rgb" else clips_called(modality)
+    is_clip = is_flow_clip if modality == "flow" else is_frame_folder
     found: list[Path] = []
     for item in map(Path, inputs):
-        if item.is_dir() and not (modality == "flow" and is_flow_clip(item)):
+        if item.is_dir() and not is_clip(item):
             inside, _ = clips_below(item, modality)
             if not inside:
                 raise DataError(f"{item} holds no {kind}")
@@ -140,7 +176,14 @@ def find_videos(inputs: Sequence[str | Path], modality: str = "rgb") -> list[Pat
 
 
 def predict_command(
-    checkpoint: Path, inputs: list[Path], *, top_k: int = 5, device: str = "auto", json: bool = False
+    checkpoint: Path,
+    inputs: list[Path],
+    *,
+    top_k: int = 5,
+    device: str = "auto",
+    workers: int = -1,
+    decode_timeout: float = 60.0,
+    json: bool = False,
 ) -> int:
     """What `vireo predict` does; exit code 1 if any file could not be read.
 
@@ -149,8 +192,9 @@ def predict_command(
     loaded, _ = _ready(checkpoint, device)
     videos = find_videos(inputs, loaded.model.config.modality)
     failed = 0
-    with progress.bar("predict", len(videos)) as advance:
-        for video, result in zip(videos, predict_many(loaded, videos, top_k=top_k, device=device), strict=True):
+    results = predict_many(loaded, videos, top_k=top_k, device=device, workers=workers, timeout=decode_timeout)
+    with closing(results), progress.bar("predict", len(videos)) as advance:
+        for video, result in zip(videos, results, strict=True):
             advance(1)
             if isinstance(result, DecodeError):
                 failed += 1

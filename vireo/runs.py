@@ -6,7 +6,6 @@ import csv
 import math
 import os
 import platform
-import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from datetime import UTC, datetime
@@ -19,16 +18,17 @@ from timm.utils import ModelEmaV3  # type: ignore[attr-defined]  # re-exported w
 from torch import Tensor
 
 import vireo
-from vireo.checkpoint import read_tensors, write_tensors
+from vireo.checkpoint import read_tensors, write_atomically, write_tensors
 from vireo.config import ModelConfig, TrainConfig, ViewConfig, from_dict, to_dict
-from vireo.data.annotations import ClipTable, Split
-from vireo.data.dataset import Failure
-from vireo.data.decode import decoder_name
-from vireo.data.flow import flow_reader_name
+from vireo.data.faults import Failure
+from vireo.data.splits import Split
+from vireo.data.table import ClipTable
 from vireo.errors import CheckpointError, UsageError, writing
 from vireo.model import Recognizer
 
 BEST, LAST, RESUME = "best.safetensors", "last.safetensors", "resume.safetensors"
+LABELS = "labels.txt"
+"""The classes in the classifier's order, one per line; checked whenever the run goes on."""
 
 
 @dataclass(kw_only=True)
@@ -39,8 +39,12 @@ class Place:
     """Epochs completed."""
     batch: int = 0
     """Batches done in the epoch that is under way."""
+    top1: float = math.nan
+    """Validation top-1 after the last epoch that was validated; nan before the first."""
     best: float = -1.0
     """Highest validation top-1 so far; -1 before the first."""
+    best_epoch: int = 0
+    """Epochs completed when it was reached."""
     loss_sum: float = 0.0
     """Sum over clips of the loss in the epoch under way."""
     correct: int = 0
@@ -49,6 +53,13 @@ class Place:
     """Clips seen in the epoch under way."""
     failures: dict[str, str] = field(default_factory=dict)
     """Clips that could not be read: path, with the cut if there is one → reason."""
+
+    def note_validation(self, top1: float) -> bool:
+        """Remember the accuracy after the epoch under way; True if it is the best so far."""
+        self.top1, better = top1, top1 > self.best
+        if better:
+            self.best, self.best_epoch = top1, self.epoch + 1
+        return better
 
     def next_epoch(self) -> None:
         """The epoch under way is complete."""
@@ -72,26 +83,38 @@ def claim_folder(out: Path, *, resume: bool) -> None:
             files that no run wrote.
         StorageError: it cannot be made.
     """
-    has_run = (out / RESUME).exists() or (out / LAST).exists()
+    has_run = any((out / name).exists() for name in (RESUME, LAST, BEST))
     if resume and not (out / RESUME).exists():
         raise UsageError(f"{out} has no {RESUME} to go on from; start without --resume")
     if has_run and not resume:
         raise UsageError(f"{out} holds a run already; go on with --resume, or choose another --out")
     if out.exists() and not resume:
         found = {path.name for path in out.iterdir()} if out.is_dir() else {out.name}
-        begun = {"config.yaml", "clips.csv", "metrics.csv", "tensorboard"}  # a run that ended before its first save
+        found -= {path.name for path in leftovers(out)}
+        # A run that ended before its first save; the folder of the log is made before all else.
+        begun = {"config.yaml", LABELS, "clips.csv", "metrics.csv", "tensorboard", "failed.csv"}
         if found and not (found <= begun and "tensorboard" in found):
             raise UsageError(f"{out} is not empty ({sorted(found)[0]}, ...); choose another --out")
     with writing(out):
         out.mkdir(parents=True, exist_ok=True)
+        for path in leftovers(out):
+            path.unlink(missing_ok=True)
 
 
-def describe_run(config: TrainConfig, data_hash: str, device: torch.device, precision: str) -> dict[str, Any]:
+def leftovers(out: Path) -> list[Path]:
+    """Files half written by a run that was killed; they have the names of no others."""
+    ours = (BEST, LAST, RESUME, "config.yaml", LABELS, "clips.csv", "metrics.csv", "failed.csv")
+    return [path for name in ours for path in out.glob(f".{name}.*") if path.is_file()]
+
+
+def describe_run(
+    config: TrainConfig, data_hash: str, device: torch.device, precision: str, *, decoder: str
+) -> dict[str, Any]:
     """Where weights come from: settings, data, versions, machine. Travels in the checkpoint."""
     return {
         "config": {k: v for k, v in to_dict(config).items() if k not in ("out", "resume")},
         "data_hash": data_hash,
-        "decoder": decoder_name() if config.modality == "rgb" else flow_reader_name(),
+        "decoder": decoder,
         "precision": precision,
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine(),
         "threads": torch.get_num_threads(),
@@ -102,33 +125,39 @@ def describe_run(config: TrainConfig, data_hash: str, device: torch.device, prec
 
 def write_config(out: Path, config: TrainConfig) -> None:
     """The settings as ``config.yaml``, which `vireo train --config` takes back."""
-    path = out / "config.yaml"
-    with writing(path):
-        plain = to_dict(replace(config, resume=False))
-        if config.init:
-            plain["pruned"] = {}  # long, and the checkpoint that `init` names has it
-        path.write_text(yaml.safe_dump(plain, sort_keys=False), "utf-8")
+    plain = to_dict(replace(config, resume=False))
+    if config.init:
+        plain["pruned"] = {}  # long, and the checkpoint that `init` names has it
+    write_atomically(out / "config.yaml", yaml.safe_dump(plain, sort_keys=False).encode())
 
 
 def write_clips(out: Path, split: Split) -> None:
     """Which clip was in which part, as ``clips.csv``, which `vireo eval --data` takes."""
     path = out / "clips.csv"
-    with writing(path), path.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
-        writer = csv.writer(file)
-        writer.writerow(["path", "label", "split", "start", "end"])
-        for name, table in split._asdict().items():
-            for index in range(len(table) if table is not None else 0):
-                record = table.record(index)
-                cut = ["" if t is None else repr(t) for t in (record.start, record.end)]
-                writer.writerow([os.path.abspath(record.path), table.label_names[record.label], name, *cut])
+    temporary = path.with_name(f".{path.name}.tmp")  # renamed when whole
+    with writing(path):
+        with temporary.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
+            writer = csv.writer(file)
+            writer.writerow(["path", "label", "split", "group", "start", "end", "frames"])
+            for name, table in split._asdict().items():
+                for index in range(len(table) if table is not None else 0):
+                    record = table.record(index)
+                    cut = ["" if t is None else repr(t) for t in (record.start, record.end)]
+                    group = "" if table.groups is None else table.groups[index]
+                    place, label = os.path.abspath(record.path), table.label_names[record.label]
+                    writer.writerow([place, label, name, group, *cut, record.frame_count or ""])
+        temporary.replace(path)
 
 
 def write_failures(path: Path, failures: Iterable[tuple[str, str]]) -> Path:
     """Name the clips that could not be read, with the reasons, as CSV."""
-    with writing(path), path.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
-        writer = csv.writer(file)
-        writer.writerow(["path", "reason"])
-        writer.writerows(failures)
+    temporary = path.with_name(f".{path.name}.tmp")  # renamed when whole
+    with writing(path):
+        with temporary.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
+            writer = csv.writer(file)
+            writer.writerow(["path", "reason"])
+            writer.writerows(failures)
+        temporary.replace(path)
     return path
 
 
@@ -141,6 +170,8 @@ class MetricsLog:
         from torch.utils.tensorboard import SummaryWriter
 
         self.path = out / "metrics.csv"
+        with writing(out / "tensorboard"):
+            self.board = SummaryWriter(str(out / "tensorboard"), purge_step=keep_epochs + 1)
         rows = [row for row in read_metrics(out) if row["epoch"] <= keep_epochs] if keep_epochs else []
         temporary = out / ".metrics.csv.tmp"  # renamed when whole: a full disk must not cost the history
         with writing(self.path):
@@ -149,7 +180,6 @@ class MetricsLog:
                 writer.writeheader()
                 writer.writerows({k: "" if math.isnan(v) else v for k, v in row.items()} for row in rows)
             temporary.replace(self.path)
-            self.board = SummaryWriter(str(out / "tensorboard"), purge_step=keep_epochs + 1)
 
     def write(self, row: Mapping[str, float]) -> None:
         """Append one epoch; it is on disk when this returns."""
@@ -175,6 +205,33 @@ def read_metrics(run: Path) -> list[dict[str, float]]:
         return [{k: float(v) if v else math.nan for k, v in row.items()} for row in csv.DictReader(file)]
 
 
+def is_of(path: Path, steps: int) -> bool:
+    """Whether a checkpoint is that of a run after so many steps."""
+    try:
+        return bool(read_tensors(path)[1]["provenance"]["steps"] == steps)
+    except (CheckpointError, KeyError, TypeError):
+        return False
+
+
+def keep_newest(out: Path, steps: int, keep: int) -> None:
+    """Keep ``last.safetensors`` as ``step-N.safetensors`` too, and of those the newest ``keep``.
+
+    The newest one is the same file under two names, where the file system can do that.
+
+    Raises:
+        StorageError: it could not be written.
+    """
+    path = out / f"step-{steps:08d}.safetensors"
+    with writing(path):
+        path.unlink(missing_ok=True)  # from before a resume, which has come here again
+        try:
+            os.link(out / LAST, path)
+        except OSError:  # no such links here
+            write_atomically(path, (out / LAST).read_bytes())
+        for old in sorted(out.glob("step-*.safetensors"))[:-keep]:
+            old.unlink()
+
+
 def save_state(
     path: Path,
     config: TrainConfig,
@@ -183,22 +240,38 @@ def save_state(
     ema: ModelEmaV3 | None,
     place: Place,
     data_hash: str,
+    *,
+    processes: int = 1,
+    scaler: Mapping[str, Any] | None = None,
 ) -> None:
-    """Everything that the next step depends on, as tensors and JSON (no pickle), written atomically."""
+    """Everything that the next step depends on, as tensors and JSON (no pickle), written atomically.
+
+    Random states are not among it: each step draws from its own place in the run.
+
+    Args:
+        path: the file.
+        config: the run's settings.
+        model: the network.
+        optimizer: its optimizer.
+        ema: the moving average of its weights, if there is one.
+        place: where the run stands.
+        data_hash: of the list of clips.
+        processes: that train together.
+        scaler: state of float16's loss scaling.
+    """
     tensors = {f"model.{k}": v for k, v in model.state_dict().items()}
     if ema is not None:
         tensors |= {f"ema.{k}": v for k, v in ema.module.state_dict().items()}
     for index, state in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{index}.{k}": v for k, v in state.items() if isinstance(v, Tensor)}
-    tensors["random.cpu"] = torch.get_rng_state()
-    if torch.cuda.is_available():
-        tensors["random.cuda"] = torch.cuda.get_rng_state()
     meta = {
         "place": vars(place),
         "config": to_dict(config),
         "model": to_dict(model.config),  # complete, with the mean and deviation that the weights stated
         "data_hash": data_hash,
         "threads": torch.get_num_threads(),
+        "processes": processes,
+        "scaler": dict(scaler or {}),
     }
     write_tensors(path, tensors, meta)
 
@@ -212,6 +285,10 @@ class SavedState:
     place: Place
     model: ModelConfig
     """The network, complete: resuming needs no pretrained weights."""
+    scaler: dict[str, Any]
+    """State of float16's loss scaling; empty in other precisions."""
+    warnings: tuple[str, ...] = ()
+    """Why the run can't go on exactly as it would have."""
 
     def under(self, prefix: str) -> dict[str, Tensor]:
         """The tensors whose names begin with the prefix, without it."""
@@ -233,8 +310,10 @@ def begun_with(path: Path) -> tuple[ModelConfig, ViewConfig]:
         raise CheckpointError(f"{path} is not the state of a training run: {error}") from None
 
 
-def read_state(path: Path, config: TrainConfig, data_hash: str) -> SavedState:
+def read_state(path: Path, config: TrainConfig, data_hash: str, *, processes: int = 1) -> SavedState:
     """Read the state of a run, and check that it is the run that `config` describes.
+
+    Another number of threads or processes is no obstacle, but a warning.
 
     Raises:
         CheckpointError: missing, damaged, or no such state.
@@ -242,6 +321,8 @@ def read_state(path: Path, config: TrainConfig, data_hash: str) -> SavedState:
     """
     tensors, meta = read_tensors(path)
     free = {"resume", "workers", "out", "data", "accelerator", "eval_every", "pretrained"}
+    free |= {"decoder", "on_error", "max_failed", "decode_timeout"}
+    free |= {"devices", "num_nodes", "strategy", "save_every", "keep_last", "patience"}
     now, then = to_dict(config), meta.get("config", {})
     changed = [k for k in now if k not in free and now[k] != then.get(k, now[k])]
     if changed:
@@ -249,22 +330,33 @@ def read_state(path: Path, config: TrainConfig, data_hash: str) -> SavedState:
         raise UsageError(f"A resumed run must keep its settings; these differ: {told}")
     if meta.get("data_hash") != data_hash:
         raise UsageError(f"The list of clips in {config.data} is not the one this run began with; start a new run")
+    warnings = []
     if meta.get("threads") != torch.get_num_threads():
-        print(
-            f"warning: the run used {meta.get('threads')} threads, this process {torch.get_num_threads()}: "
-            "results will differ in the last bits",
-            file=sys.stderr,
+        warnings.append(
+            f"the run used {meta.get('threads')} threads, this process {torch.get_num_threads()}: "
+            "results will differ in the last bits"
+        )
+    before = meta.get("processes", 1)
+    if before != processes:
+        warnings.append(
+            f"the run used {before} processes, now there are {processes}: batch norm sees other clips together, "
+            "dropout and mixup draw other numbers"
         )
     try:
         return SavedState(
-            path=path, tensors=tensors, place=Place(**meta["place"]), model=from_dict(ModelConfig, meta["model"])
+            path=path,
+            tensors=tensors,
+            place=Place(**meta["place"]),
+            model=from_dict(ModelConfig, meta["model"]),
+            scaler=dict(meta.get("scaler", {})),
+            warnings=tuple(warnings),
         )
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path} is not the state of a training run: {error}") from None
 
 
 def restore(state: SavedState, model: Recognizer, optimizer: torch.optim.Optimizer, ema: ModelEmaV3 | None) -> Place:
-    """Put the weights, the optimizer and the random state back; returns where the run stood.
+    """Put the weights and the optimizer back; returns where the run stood.
 
     Raises:
         CheckpointError: from a run whose network or optimizer differs.
@@ -279,9 +371,11 @@ def restore(state: SavedState, model: Recognizer, optimizer: torch.optim.Optimiz
             index, name = key.split(".", 1)
             slots["state"].setdefault(int(index), {})[name] = value
         optimizer.load_state_dict(slots)
-        torch.set_rng_state(state.tensors["random.cpu"])
-        if torch.cuda.is_available() and "random.cuda" in state.tensors:
-            torch.cuda.set_rng_state(state.tensors["random.cuda"])
+        for parameter, own in optimizer.state.items():
+            for name, value in own.items():
+                if isinstance(value, Tensor) and parameter.ndim and value.shape == parameter.shape:
+                    # In the parameter's memory order: another one is slower, and rounds otherwise.
+                    own[name] = torch.empty_like(parameter).copy_(value)
     except (KeyError, RuntimeError, TypeError, ValueError) as error:
         raise CheckpointError(f"{state.path} does not fit this run: {str(error).splitlines()[0]}") from None
     return state.place

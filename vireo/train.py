@@ -3,45 +3,59 @@
     prepare   data, split, flips, network, optimizer, loaders     → Session
     train     epochs of steps; validate; keep best and last       → TrainResult
 
-``vireo.optim`` has the parameter groups and the schedule, ``vireo.runs`` the run's folder.
+``vireo.optim`` has the parameter groups and the schedule, ``vireo.runs`` the run's folder, ``vireo.distributed``
+what several processes tell each other. Each of them has the same `Place` after every step and takes its part of
+every batch, so that a step is the same whatever their number: the mean of the loss over the batch's clips.
 """
 
 from __future__ import annotations
 
-import logging
 import math
 import os
 import shlex
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass, fields, replace
+from itertools import zip_longest
 from pathlib import Path
-from typing import Any
+from types import MethodType
+from typing import Any, NoReturn
 
-from lightning_fabric import Fabric, seed_everything
+import numpy as np
+import torch
+from lightning_fabric import seed_everything
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import Progress
+from timm.layers.norm_act import convert_sync_batchnorm
 from timm.utils import ModelEmaV3  # type: ignore[attr-defined]  # re-exported without __all__
 from torch import Tensor
 from torch.nn.functional import cross_entropy
-from torch.utils.data import DataLoader
 
 from vireo.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from vireo.config import AugmentConfig, ModelConfig, TrainConfig, ViewConfig, part
-from vireo.data.annotations import Split, read_table, split_table
-from vireo.data.dataset import Batch, ClipDataset, EpochBatches, make_loader
-from vireo.data.transforms import flip_allowed
-from vireo.devices import choose_precision
-from vireo.errors import TrainingError, UsageError
-from vireo.evaluate import Evaluation, frames_of, measure, score_clips
+from vireo.config import AugmentConfig, ModelConfig, ReadConfig, TrainConfig, ViewConfig, part
+from vireo.data.annotations import read_table
+from vireo.data.clips import reader_name
+from vireo.data.dataset import Batch, ClipDataset, EpochBatches
+from vireo.data.faults import Failure, FailureCount, TooManyFailuresError
+from vireo.data.flips import FlipRule, flip_rule
+from vireo.data.labels import check_label_map, write_label_map
+from vireo.data.loader import ClipLoader, make_loader
+from vireo.data.mixing import mix_clips
+from vireo.data.pool import resolve_workers
+from vireo.data.splits import Split, split_table
+from vireo.data.table import ClipTable
+from vireo.distributed import Team, launch, make_fabric, peers_may_be_gone, unused_parameters
+from vireo.errors import TrainingError, UsageError, VireoError
+from vireo.evaluate import Evaluation, Scores, frames_of, measure, score_clips
 from vireo.model import Outputs, Recognizer, from_config, is_classifier
 from vireo.optim import freeze_norms_but_first, lr_factor, make_optimizer, set_learning_rate, train_mode
 from vireo.progress import console_beside, make_progress
 from vireo.runs import (
     BEST,
+    LABELS,
     LAST,
     RESUME,
     MetricsLog,
@@ -49,6 +63,8 @@ from vireo.runs import (
     begun_with,
     claim_folder,
     describe_run,
+    is_of,
+    keep_newest,
     read_state,
     restore,
     save_state,
@@ -86,22 +102,29 @@ class TrainResult:
 def train(config: TrainConfig, *, console: Console | None = None) -> TrainResult:
     """Train one model, validate it after each epoch, keep the best and the last weights.
 
-    Ctrl-C and SIGTERM save at the next step and end the run in order; ``resume=True`` goes on from
-    there (exactly, on a CPU with the same number of threads).
+    Ctrl-C and SIGTERM save at the next step and end the run in order; ``resume=True`` goes on from there, or
+    from what was saved last if the run was killed (exactly, on a CPU with the same number of threads).
 
     Raises:
-        DataError: unusable data.
-        TrainingError: the loss is not finite, or no clip of an epoch could be read.
+        DataError: unusable data, or more clips can't be read than `max_failed` and `on_error` allow.
+        TrainingError: the loss is not finite, no clip of an epoch could be read, the device's memory is too
+            small, or another process of the run has ended.
         StorageError: a file could not be written; earlier checkpoints are intact.
         UsageError: the folder holds a run already and `resume` is off, or a setting is wrong.
     """
     console = console or Console()
     session = Session(config, console)
     began = time.monotonic()
-    with stop_signals() as stop_requested, name_dead_workers(), make_progress() as bars:
+    team, console = session.team, session.console
+    with closing(session), stop_signals() as stop_requested, make_progress() if team.first else no_bars() as bars:
         session.console = console_beside(bars, console)
-        finished = session.run(bars, stop_requested)
-    session.log.close()
+        try:
+            with peers_may_be_gone() if team.size > 1 else nullcontext():
+                finished = session.run(bars, stop_requested)
+        except VireoError as error:
+            if error is team.agreed and not team.first:
+                raise SystemExit(error.exit_code) from None
+            raise
     seconds, place, out = time.monotonic() - began, session.place, session.out
     if finished:
         announce_end(console, out, place, seconds)
@@ -119,7 +142,7 @@ def train(config: TrainConfig, *, console: Console | None = None) -> TrainResult
 
 
 class Session:
-    """One training run: what was prepared, where it stands, and the loop."""
+    """One training run, as one of its processes sees it: what was prepared, where it stands, and the loop."""
 
     def __init__(self, config: TrainConfig, console: Console) -> None:
         self.console, self.out = console, Path(config.out)
@@ -130,14 +153,24 @@ class Session:
             config = settings_of(config, *begun_with(self.out / RESUME))
         self.config = config
         table = read_table(config.data, modality=config.modality)
-        claim_folder(self.out, resume=config.resume)
+        decoder = reader_name(table, modality=config.modality, mode=config.decode, backend=config.decoder)
+        self.fabric = make_fabric(config)
+        self.team = team = launch(self.fabric)
+        if not team.first:
+            self.console = Console(quiet=True)
+        team.on_first(lambda: claim_folder(self.out, resume=config.resume))
+        if config.resume and (self.out / LABELS).exists():
+            check_label_map(self.out / LABELS, table.label_names)
         self.split = split_table(table, val_fraction=config.val_fraction, seed=config.seed)
         self.labels, self.data_hash = table.label_names, table.digest()
-        flip, flip_reason = decide_flip(config, self.labels)
-        state = read_state(self.out / RESUME, config, self.data_hash) if config.resume else None
+        if len(set(team.gather(self.data_hash))) > 1:
+            raise UsageError(f"The processes see different clips in {config.data}; give all machines the same files")
+        flips = flip_rule(self.labels, config.flip)
+        state = None
+        if config.resume:
+            state = read_state(self.out / RESUME, config, self.data_hash, processes=team.size)
 
         seed_everything(config.seed, verbose=False)
-        self.fabric = make_fabric(config)
         self.model = from_config(
             state.model if state else config,
             num_classes=len(self.labels),
@@ -145,35 +178,77 @@ class Session:
         )
         if start:
             continue_from(self.model, start, self.labels)
+        if config.sync_bn and team.size > 1:
+            self.model = convert_sync_batchnorm(self.model)  # type: ignore[no-untyped-call]
         if config.partial_bn:
             freeze_norms_but_first(self.model)
+        self.nothing = no_clips(self.model, config)
+        if team.size > 1:
+            self.model._ddp_params_and_buffers_to_ignore = unused_parameters(self.model, self.probe)  # type: ignore[assignment]
         optimizer = make_optimizer(self.model, config)
         self.net, self.optimizer = self.fabric.setup(self.model, optimizer)
         self.net.mark_forward_method("forward_outputs")
         self.ema = ModelEmaV3(self.model, decay=config.ema_decay) if config.ema_decay else None
-        self.batches, self.train_loader, self.val_loader = make_loaders(config, self.split, flip)
-        # Last of all, for it sets the random state that the first step draws from.
+        self.batches, self.train_loader, self.val_loader = make_loaders(config, self.split, flips, team)
+        read = part(ReadConfig, config)
+        self.train_failures = FailureCount("training", len(self.split.train), read)
+        self.val_failures = FailureCount("validation", len(self.split.val), read)
+        self.steps = -(-len(self.split.train) // config.batch_size)  # of an epoch
         self.place = restore(state, self.model, self.optimizer, self.ema) if state else Place()
+        if state:
+            self.fabric.strategy.precision.load_state_dict(state.scaler)
+        if config.compile:  # the average, made before, stays as it is: it is only looked at
+            compiled = torch.compile(Recognizer.forward_outputs)
+            self.model.forward_outputs = MethodType(compiled, self.model)  # type: ignore[method-assign]
 
-        self.provenance = describe_run(config, self.data_hash, self.fabric.device, self.fabric._precision.precision)
-        write_config(self.out, config)
-        write_clips(self.out, self.split)
-        self.log = MetricsLog(self.out, keep_epochs=self.place.epoch)
-        self.announce(table.notes, flip_reason)
+        self.provenance = describe_run(
+            config, self.data_hash, self.fabric.device, self.fabric._precision.precision, decoder=decoder
+        )
+        self.provenance["processes"] = team.size
+        self.log: MetricsLog | None = None
+        team.on_first(self.prepare_folder)
+        self.announce(table.notes, flips.lines(), state.warnings if state else ())
 
     @property
     def kept(self) -> Recognizer:
         """The weights that are validated and saved: the moving average where there is one."""
         return self.ema.module if self.ema else self.model
 
+    @property
+    def steps_done(self) -> int:
+        """Steps of the run so far."""
+        return self.place.epoch * self.steps + self.place.batch
+
+    def probe(self) -> Tensor:
+        """The loss of a clip that shows nothing."""
+        outputs = self.model.forward_outputs(self.nothing)
+        return total_loss(outputs, torch.zeros(1, dtype=torch.int64), self.model.loss_weights, 0.0)
+
+    def prepare_folder(self) -> None:
+        """Write what explains the run, and what a kill kept from being written when the state was."""
+        self.log = MetricsLog(self.out, keep_epochs=self.place.epoch)
+        write_config(self.out, self.config)
+        write_label_map(self.out / LABELS, self.labels)
+        write_clips(self.out, self.split)
+        if self.config.resume and not is_of(self.out / LAST, self.steps_done):
+            self.save(LAST)
+
     def run(self, bars: Progress, stop_requested: StopRequested) -> bool:
         """All epochs that are left; False if a signal ended them early. Everything is saved either way."""
         config, place = self.config, self.place
         while place.epoch < config.epochs:
+            if config.patience and place.best_epoch and place.epoch - place.best_epoch >= config.patience:
+                self.console.print(f"no better validation top-1 for {config.patience} epochs: the run ends here")
+                return True
             began = time.monotonic()
-            if not self.train_epoch(bars, stop_requested):
-                self.save(LAST)
-                self.save_state()
+            try:
+                finished = self.train_epoch(bars, stop_requested)
+            except TooManyFailuresError:
+                if place.epoch or place.seen:  # else there is nothing to save, and the folder is free for another try
+                    self.keep()
+                raise
+            if not finished:
+                self.keep()
                 return False
             row: dict[str, float] = {
                 "epoch": place.epoch + 1,
@@ -185,23 +260,20 @@ class Session:
             if (place.epoch + 1) % config.eval_every == 0 or place.epoch + 1 == config.epochs:
                 try:
                     validation = self.validate(bars)
-                except BaseException:  # unreadable clips, a second Ctrl-C: the epoch's steps are not lost with it
-                    self.save(LAST)
-                    self.save_state()
+                except TooManyFailuresError:  # the epoch's steps are not lost with it
+                    self.keep()
+                    raise
+                except BaseException:  # a second Ctrl-C, another process that is gone: nobody to wait for
+                    if self.team.first:
+                        self.write()
                     raise
                 row |= {"top1": validation.top1, "mean_class": validation.mean_class}
-                better = validation.top1 > place.best
-                place.best = max(place.best, validation.top1)
+                better = place.note_validation(validation.top1)
             place.next_epoch()
             row["seconds"] = time.monotonic() - began
-            if better:
-                self.save(BEST, val_top1=row["top1"])
-            self.save(LAST, **({"val_top1": row["top1"]} if "top1" in row else {}))
-            # The log before the state: on resuming, a row of an epoch that is done again is dropped.
-            self.log.write(row)
-            self.save_state()
+            self.keep(row, better=better)
             self.console.print(epoch_line(row, config.epochs, better), highlight=False)
-            if stop_requested() and place.epoch < config.epochs:
+            if self.team.any(stop_requested()) and place.epoch < config.epochs:
                 return False
         return True
 
@@ -210,65 +282,124 @@ class Session:
         config, place = self.config, self.place
         title = f"epoch {place.epoch + 1}/{config.epochs}"
         task = bars.add_task(title, total=len(self.split.train), completed=place.seen, note="")
-        steps = self.batches.batches_per_epoch
-        self.batches.set_epoch(place.epoch, start_batch=place.batch)
+        # The last batch may leave nothing for some processes, which take the step all the same.
+        self.batches.set_epoch(place.epoch, start_batch=min(place.batch, self.batches.batches_per_epoch))
+        nothing = Batch(self.nothing[:0], torch.empty(0, dtype=torch.int64), torch.empty(0, dtype=torch.int64), ())
         train_mode(self.model, partial_bn=config.partial_bn)
+        seen, moved = place.seen, 0.0
         try:
-            for batch in self.train_loader:
-                place.note_failures(batch.failures, self.split.train)
-                if len(batch.labels):
-                    set_learning_rate(self.optimizer, lr_factor(place.epoch + place.batch / steps, config))
-                    self.step(batch)
-                place.batch += 1
-                done = len(batch.labels) + len(batch.failures)
-                bars.update(task, advance=done, note=f"loss {place.loss_sum / max(place.seen, 1):.3f}")
-                if stop_requested():
+            for batch, _ in zip_longest(self.train_loader, range(self.steps - place.batch), fillvalue=nothing):
+                assert isinstance(batch, Batch)
+                moved += batch.moved * len(batch.labels)
+                counts = self.team.table([len(batch.labels), len(batch.failures)])
+                clips, failed = counts.sum(0).int().tolist()
+                if failed:
+                    failures = [failure for part in self.team.gather(batch.failures) for failure in part]
+                    self.note_failures(failures, self.split.train, self.train_failures)
+                # Norms over all devices need something from each; else the few clips left wait for the next epoch.
+                if clips and not (self.config.sync_bn and counts[:, 0].min() < config.accumulate):
+                    set_learning_rate(self.optimizer, lr_factor(place.epoch + place.batch / self.steps, config))
+                    self.step(batch, clips)
+                place.batch, place.top1 = place.batch + 1, math.nan
+                bars.update(task, advance=clips + failed, note=f"loss {place.loss_sum / max(place.seen, 1):.3f}")
+                if self.team.any(stop_requested()):
                     return False
+                if config.save_every and self.steps_done % config.save_every == 0:
+                    self.keep()
         finally:
             bars.remove_task(task)
         if not place.seen:
+            self.team.on_first(self.write_failures)
             path, reason = next(iter(place.failures.items()))
-            raise TrainingError(f"No training clip could be read; the first: {path}: {reason}")
+            raise self.team.agree(TrainingError(f"No training clip could be read; the first: {path}: {reason}"))
+        if config.decode == "keyframe" and place.epoch == 0 and place.seen > seen:
+            moved /= place.seen - seen
+            self.console.print(f"decode keyframe: frames lie {moved:.1f} frames from those wanted, on average")
         return True
 
-    def step(self, batch: Batch) -> None:
+    def step(self, batch: Batch, together: int) -> None:
         """One update of the weights.
 
+        Args:
+            batch: this process's clips, none too.
+            together: clips of the step in all processes, at least 1.
+
         Raises:
-            TrainingError: the loss is not finite; the message names the batch's clips.
+            TrainingError: the loss is not finite; the message names the batch's clips. Or memory is too small.
         """
+        config, place, team = self.config, self.place, self.team
+        # From the step's place in the run alone, so that a resumed run draws the same.
+        own = np.random.default_rng((config.seed, place.epoch, place.batch, 2, team.rank))
+        torch.manual_seed(int(own.integers(1 << 63)))
         clips = batch.clips.to(self.fabric.device, non_blocking=True)
         labels = batch.labels.to(self.fabric.device, non_blocking=True)
-        self.optimizer.zero_grad(set_to_none=True)
-        outputs: Outputs = self.net.forward_outputs(clips)
-        loss = total_loss(outputs, labels, self.model.loss_weights, self.config.label_smoothing)
-        value = loss.item()
-        if not math.isfinite(value):
-            raise TrainingError(
-                f"The loss is {value} for the clips {self.names_of(batch)}; lower lr, or use precision 32-true"
+        targets, count = labels, len(labels)
+        if count:
+            clips, targets = mix_clips(
+                clips, labels, num_classes=len(self.labels), mixup=config.mixup, cutmix=config.cutmix, rng=own
             )
-        self.fabric.backward(loss)
-        if self.config.clip_grad:
+        else:  # the others wait for this process's gradients; in evaluation mode its clip leaves no trace
+            clips, labels = self.nothing.to(self.fabric.device), torch.zeros(1, dtype=torch.int64)
+            targets = labels = labels.to(self.fabric.device)
+            self.model.eval()
+        self.optimizer.zero_grad(set_to_none=True)
+        loss_sum, correct, parts = 0.0, 0, min(config.accumulate, len(labels))
+        chunks = zip(*(torch.tensor_split(whole, parts) for whole in (clips, targets, labels)), strict=True)
+        for number, (shown, wanted, known) in enumerate(chunks, 1):
+            with self.fabric.no_backward_sync(self.net, enabled=number < parts), out_of_memory(count, config):
+                with self.fabric.autocast():  # Fabric's own is passed by where there is but one device
+                    outputs: Outputs = self.net.forward_outputs(shown)
+                loss = total_loss(outputs, wanted, self.model.loss_weights, config.label_smoothing)
+                if count:
+                    loss_sum += loss.item() * len(known)
+                    # Against the clips' own labels, so mixing lowers it.
+                    correct += int((outputs.logits.argmax(1) == known).sum())
+                if number == parts:
+                    found = team.table([loss_sum, correct])
+                    if not found.isfinite().all():
+                        self.blame(found[:, 0].isfinite(), batch, f"The loss is {float(found[:, 0].sum())}")
+                # Gradients are averaged over processes: so each clip counts the same, however many a process has.
+                self.fabric.backward(loss * ((len(known) if count else 0) * team.size / together))
+        if config.clip_grad:
             # float16 overflows now and then and its scaler skips the step; elsewhere infinite gradients are an end.
             norm = self.fabric.clip_gradients(
-                self.net, self.optimizer, max_norm=self.config.clip_grad, error_if_nonfinite=False
+                self.net, self.optimizer, max_norm=config.clip_grad, error_if_nonfinite=False
             )
             if norm is not None and not norm.isfinite() and self.provenance["precision"] != "16-mixed":
-                raise TrainingError(f"The gradients are {float(norm)} for the clips {self.names_of(batch)}; lower lr")
+                self.blame(torch.zeros(team.size, dtype=torch.bool), batch, f"The gradients are {float(norm)}")
         self.optimizer.step()
         if self.ema:
             self.ema.update(self.model)
-        self.place.loss_sum += value * len(labels)
-        self.place.correct += int((outputs.logits.argmax(1) == labels).sum())
-        self.place.seen += len(labels)
+        if not count:
+            train_mode(self.model, partial_bn=config.partial_bn)
+        place.loss_sum += float(found[:, 0].sum())
+        place.correct += int(found[:, 1].sum())
+        place.seen += together
+
+    def blame(self, fine: Tensor, batch: Batch, what: str) -> NoReturn:
+        """End the run in all processes, naming the clips of those that are not fine.
+
+        Raises:
+            TrainingError: always.
+        """
+        every = zip(self.team.gather(self.names_of(batch)), fine.tolist(), strict=True)
+        names = ", ".join(names for names, good in every if names and not good)
+        raise self.team.agree(TrainingError(f"{what} for the clips {names}; lower lr, or use precision 32-true"))
 
     def names_of(self, batch: Batch) -> str:
         """The files of a batch of training clips, eight at most."""
         return ", ".join(self.split.train.record(int(i)).path for i in batch.indices[:8])
 
     def validate(self, bars: Progress) -> Evaluation:
-        """Accuracy on the validation part, in the run's precision."""
-        task = bars.add_task("validate", total=len(self.split.val), note="")
+        """Accuracy on the validation part, in the run's precision; each process scores its share of the clips."""
+        team, val = self.team, self.split.val
+        task = bars.add_task("validate", total=len(range(team.rank, len(val), team.size)), note="")
+        team.spread_buffers(self.kept)
+
+        def note(failures: Sequence[Failure]) -> None:
+            if team.size == 1:  # else they are told to all, below
+                self.note_failures(failures, val, self.val_failures)
+
         (scores,) = score_clips(
             self.kept,
             self.val_loader,
@@ -276,12 +407,67 @@ class Session:
             device=self.fabric.device,
             precision=self.fabric.autocast,
             advance=lambda done: bars.update(task, advance=done),
+            note=note,
         )
         bars.remove_task(task)
-        self.place.note_failures(scores.failures, self.split.val)
-        return measure(scores, self.labels, {})
+        if team.size > 1:
+            scores = join_scores(team.gather(scores))
+            self.note_failures(scores.failures, val, self.val_failures)
+        try:
+            return measure(scores, self.labels, {})
+        except TooManyFailuresError as error:
+            raise team.agree(error) from None
 
-    def save(self, name: str, **results: float) -> None:
+    def note_failures(self, failures: Sequence[Failure], table: ClipTable, count: FailureCount) -> None:
+        """Remember clips of a part that could not be read, those of all processes.
+
+        Raises:
+            TooManyFailuresError: more than the settings allow; ``failed.csv`` names them.
+        """
+        self.place.note_failures(failures, table)
+        try:
+            count.note(failures)
+        except TooManyFailuresError as error:
+            self.team.on_first(self.write_failures)
+            raise self.team.agree(error) from None
+
+    def write_failures(self) -> None:
+        """Name the clips that could not be read in ``failed.csv``, if there are any."""
+        if self.place.failures:
+            write_failures(self.out / "failed.csv", self.place.failures.items())
+
+    def close(self) -> None:
+        """End the processes that decode, close the log."""
+        self.train_loader.close()
+        self.val_loader.close()
+        if self.log:
+            self.log.close()
+
+    def keep(self, row: dict[str, float] | None = None, *, better: bool = False) -> None:
+        """Have the first process write the run as it stands; the others wait, and end if it can't.
+
+        Args:
+            row: of the log, at the end of an epoch.
+            better: whether these weights are the best so far.
+        """
+        self.team.on_first(lambda: self.write(row, better=better))
+
+    def write(self, row: dict[str, float] | None = None, *, better: bool = False) -> None:
+        """Write the run as it stands, as :meth:`keep` does, alone.
+
+        Whatever moment it is killed at, the run can go on from its state: an epoch that is done again
+        writes the best weights and its row of the log again, and ``last`` is written when the run goes on.
+        """
+        if better:
+            self.save(BEST)
+        if row and self.log:
+            self.log.write(row)
+        self.save_state()
+        self.save(LAST)
+        if self.config.keep_last > 1:
+            keep_newest(self.out, self.steps_done, self.config.keep_last)
+
+    def save(self, name: str) -> None:
         """Write a checkpoint that `vireo predict` can use alone."""
         save_checkpoint(
             self.out / name,
@@ -291,41 +477,69 @@ class Session:
             provenance={
                 **self.provenance,
                 "epochs": self.place.epoch,
+                "steps": self.steps_done,
                 "failed_clips": len(self.place.failures),
-                **results,
+                **({} if math.isnan(self.place.top1) else {"val_top1": self.place.top1}),
             },
         )
-        if self.place.failures:
-            write_failures(self.out / "failed.csv", self.place.failures.items())
+        self.write_failures()
 
     def save_state(self) -> None:
         """Write what the next step depends on."""
-        save_state(self.out / RESUME, self.config, self.model, self.optimizer, self.ema, self.place, self.data_hash)
+        save_state(
+            self.out / RESUME,
+            self.config,
+            self.model,
+            self.optimizer,
+            self.ema,
+            self.place,
+            self.data_hash,
+            processes=self.team.size,
+            scaler=self.fabric.strategy.precision.state_dict(),
+        )
 
-    def announce(self, notes: Sequence[str], flip_reason: str) -> None:
+    def announce(self, notes: Sequence[str], flips: Sequence[str], warnings: Sequence[str]) -> None:
         """What is about to happen, in a few lines."""
         config, split = self.config, self.split
         parameters = sum(p.numel() for p in self.model.parameters()) / 1e6
         lines = [
             f"[bold]{escape(config.temporal)} × {escape(config.backbone)}[/bold], {frames_of(self.model)} of "
             f"{config.size}², {parameters:.2f} M parameters, {self.provenance['precision']} on "
-            f"{self.fabric.device.type}",
+            f"{f'{self.team.size} × ' if self.team.size > 1 else ''}{self.fabric.device.type}",
             f"{len(self.labels)} classes: {len(split.train)} training clips, {len(split.val)} validation"
             + (f", {len(split.test)} test" if split.test is not None and len(split.test) else ""),
-            *(f"[dim]{escape(note)}[/dim]" for note in (*notes, flip_reason)),
+            *(f"[dim]{escape(note)}[/dim]" for note in (*notes, *flips)),
         ]
+        lines += [f"[yellow]warning:[/yellow] {escape(warning)}" for warning in warnings]
         if config.resume:
             lines.append(f"going on in epoch {self.place.epoch + 1}, after {self.place.batch} batches")
         self.console.print("\n".join(lines), highlight=False)
 
 
 def total_loss(outputs: Outputs, labels: Tensor, weights: tuple[float, float], label_smoothing: float) -> Tensor:
-    """Cross-entropy of the logits, plus that of a branch's own logits where there is one (eq. 4 of MSTSM-TFDEM)."""
+    """Cross-entropy of the logits, plus that of a branch's own logits where there is one (eq. 4 of MSTSM-TFDEM).
+
+    Labels are (N,) indices, or (N, K) shares that sum to 1.
+    """
     main, own = weights
-    loss = main * cross_entropy(outputs.logits.float(), labels, label_smoothing=label_smoothing)
+    exact = torch.promote_types(outputs.logits.dtype, torch.float32)
+    loss = main * cross_entropy(outputs.logits.to(exact), labels, label_smoothing=label_smoothing)
     if outputs.auxiliary is not None:
-        loss = loss + own * cross_entropy(outputs.auxiliary.float(), labels, label_smoothing=label_smoothing)
+        loss = loss + own * cross_entropy(outputs.auxiliary.to(exact), labels, label_smoothing=label_smoothing)
     return loss
+
+
+def join_scores(parts: Sequence[Scores]) -> Scores:
+    """The scores of several processes as one, in the order of the table."""
+    indices = torch.cat([part.indices for part in parts])
+    order, scored = indices.argsort(), len(indices)
+    return Scores(
+        logits=torch.cat([part.logits for part in parts])[order],
+        labels=torch.cat([part.labels for part in parts])[order],
+        indices=indices[order],
+        failures=tuple(failure for part in parts for failure in part.failures),
+        moved=sum(part.moved * len(part.labels) for part in parts) / max(1, scored),
+    )
 
 
 # --- preparing ----------------------------------------------------------------------------------
@@ -333,6 +547,8 @@ def total_loss(outputs: Outputs, labels: Tensor, weights: tuple[float, float], l
 
 def settings_of(config: TrainConfig, network: ModelConfig, view: ViewConfig) -> TrainConfig:
     """The settings of a run that starts from a checkpoint: its network, and its view where no other is asked for.
+
+    A recipe asks for the whole of its view.
 
     Raises:
         UsageError: a setting of the network that is neither the default nor the checkpoint's.
@@ -351,7 +567,7 @@ def settings_of(config: TrainConfig, network: ModelConfig, view: ViewConfig) -> 
             )
         taken[field.name] = its
     for field in fields(ViewConfig):
-        if getattr(config, field.name) == defaults[field.name]:
+        if config.recipe == defaults["recipe"] and getattr(config, field.name) == defaults[field.name]:
             taken[field.name] = getattr(view, field.name)
     return replace(config, **taken)
 
@@ -371,65 +587,51 @@ def continue_from(model: Recognizer, start: Checkpoint, labels: tuple[str, ...])
     model.load_state_dict(tensors, strict=False)
 
 
-def make_fabric(config: TrainConfig) -> Fabric:
-    """Fabric with the device and precision asked for.
-
-    Raises:
-        UsageError: this machine has no such device, or cannot compute in this precision.
-    """
-    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # it announces what our own lines say
-    try:
-        device = Fabric(accelerator=config.accelerator, devices=1).device
-        precision = choose_precision(config.precision, device)
-        return Fabric(accelerator=config.accelerator, devices=1, precision=precision)  # type: ignore[arg-type]
-    except UsageError:
-        raise
-    except Exception as error:  # Fabric raises its own MisconfigurationException and others
-        first = str(error).strip().splitlines()[0]
-        raise UsageError(f"accelerator {config.accelerator!r}: {first}") from None
-
-
-def decide_flip(config: AugmentConfig, labels: tuple[str, ...]) -> tuple[bool, str]:
-    """Whether training clips may be mirrored, and why."""
-    allowed, reason = flip_allowed(labels)
-    if config.flip == "auto":
-        return allowed, reason
-    wanted = config.flip == "on"
-    return wanted, f"flip {config.flip}, as asked" + (f", although: {reason}" if wanted and not allowed else "")
+def no_clips(model: Recognizer, config: TrainConfig) -> Tensor:
+    """A clip that shows nothing, (1, T, C, S, S) uint8, for a step in which a process has none."""
+    channels = 3 if config.modality == "rgb" else 2 * config.flow_fields
+    shape = (1, model.num_frames, config.size, config.size, channels)
+    return torch.zeros(shape, dtype=torch.uint8).permute(0, 1, 4, 2, 3)
 
 
 def make_loaders(
-    config: TrainConfig, split: Split, flip: bool
-) -> tuple[EpochBatches, DataLoader[Batch], DataLoader[Batch]]:
-    """Batches and loader of the training part, and the loader of the validation part."""
+    config: TrainConfig, split: Split, flips: FlipRule, team: Team
+) -> tuple[EpochBatches, ClipLoader, ClipLoader]:
+    """Batches and loader of the training part, and the loader of the validation part, for one process."""
     view, augment = part(ViewConfig, config), part(AugmentConfig, config)
     common: dict[str, Any] = {"view": view, "num_frames": config.num_frames, "seed": config.seed}
+    common |= {"decode": config.decode, "decoder": config.decoder}
     common["flow_fields"] = config.flow_fields if config.modality == "flow" else 0
-    train_set = ClipDataset(split.train, augment=augment, flip=flip, **common)
-    val_set = ClipDataset(split.val, augment=None, flip=False, **common)
-    batches = EpochBatches(len(split.train), batch_size=config.batch_size, shuffle=True, seed=config.seed)
-    val_batches = EpochBatches(len(split.val), batch_size=config.batch_size, shuffle=False, seed=config.seed)
+    train_set = ClipDataset(split.train, augment=augment, flips=flips, **common)
+    val_set = ClipDataset(split.val, **common)
+    share: dict[str, Any] = {"batch_size": config.batch_size // team.size, "seed": config.seed}
+    share |= {"rank": team.rank, "world_size": team.size}
+    batches = EpochBatches(len(split.train), shuffle=True, **share)
+    val_batches = EpochBatches(len(split.val), shuffle=False, **share)
+    workers = config.workers
+    if workers < 0:
+        workers = max(1, resolve_workers(workers) // config.devices)
     return (
         batches,
-        make_loader(train_set, batches, workers=config.workers),
-        make_loader(val_set, val_batches, workers=config.workers),
+        make_loader(train_set, batches, workers, timeout=config.decode_timeout),
+        make_loader(val_set, val_batches, workers, timeout=config.decode_timeout),
     )
 
 
 @contextmanager
-def name_dead_workers() -> Iterator[None]:
-    """Turn the death of a decoding process into a clear error.
+def out_of_memory(clips: int, config: TrainConfig) -> Iterator[None]:
+    """Say what helps where a device's memory is too small.
 
-    torch raises it from a signal handler, so at any point of the loop, not only while waiting for a batch.
+    Raises:
+        TrainingError: it is.
     """
     try:
         yield
-    except RuntimeError as error:
-        if "DataLoader worker" not in str(error):
-            raise
+    except torch.OutOfMemoryError as error:
+        parts = 2 * config.accumulate
         raise TrainingError(
-            f"A process that decodes videos died ({str(error).splitlines()[0].rstrip(' .')}). "
-            "What was saved is intact; go on with --resume, and with --workers 0 if it happens again"
+            f"The device's memory is too small for {-(-clips // config.accumulate)} clips at once; "
+            f"--accumulate {parts} computes the same steps in {parts} parts (batch norm sees fewer clips together)"
         ) from error
 
 
@@ -457,6 +659,11 @@ def stop_signals() -> Iterator[Callable[[], bool]]:
 
 
 # --- what a person sees -------------------------------------------------------------------------
+
+
+def no_bars() -> Progress:
+    """For processes that show nothing."""
+    return Progress(disable=True)
 
 
 def epoch_line(row: dict[str, float], epochs: int, better: bool) -> str:
