@@ -40,8 +40,8 @@ from vireo.data.table import ClipTable
 from vireo.data.views import average_views, view_set
 from vireo.devices import choose_device
 from vireo.errors import DataError, UsageError, writing
+from vireo.files import write_failures
 from vireo.model import Recognizer
-from vireo.runs import write_failures
 from vireo.scores import EVALUATION, SCORES, ScoreTable, clip_names, write_scores
 
 
@@ -575,11 +575,9 @@ def write_evaluation(evaluation: Evaluation, out: Path) -> dict[str, Path]:
     )
     if evaluation.clip_scores is not None:
         files["scores"] = write_scores(out / SCORES, evaluation.clip_scores)
+    failed = write_failures(out / "failed.csv", [(f.path, f.reason) for f in evaluation.failures])
     if evaluation.failures:
-        files["failed"] = write_failures(out / "failed.csv", [(f.path, f.reason) for f in evaluation.failures])
-    else:
-        with writing(out / "failed.csv"):
-            (out / "failed.csv").unlink(missing_ok=True)  # of an evaluation before this one
+        files["failed"] = failed
     return files
 
 

@@ -24,6 +24,7 @@ from vireo.data.faults import Failure
 from vireo.data.splits import Split
 from vireo.data.table import ClipTable
 from vireo.errors import CheckpointError, UsageError, writing
+from vireo.files import replacing
 from vireo.model import Recognizer
 
 BEST, LAST, RESUME = "best.safetensors", "last.safetensors", "resume.safetensors"
@@ -133,32 +134,16 @@ def write_config(out: Path, config: TrainConfig) -> None:
 
 def write_clips(out: Path, split: Split) -> None:
     """Which clip was in which part, as ``clips.csv``, which `vireo eval --data` takes."""
-    path = out / "clips.csv"
-    temporary = path.with_name(f".{path.name}.tmp")  # renamed when whole
-    with writing(path):
-        with temporary.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
-            writer = csv.writer(file)
-            writer.writerow(["path", "label", "split", "group", "start", "end", "frames"])
-            for name, table in split._asdict().items():
-                for index in range(len(table) if table is not None else 0):
-                    record = table.record(index)
-                    cut = ["" if t is None else repr(t) for t in (record.start, record.end)]
-                    group = "" if table.groups is None else table.groups[index]
-                    place, label = os.path.abspath(record.path), table.label_names[record.label]
-                    writer.writerow([place, label, name, group, *cut, record.frame_count or ""])
-        temporary.replace(path)
-
-
-def write_failures(path: Path, failures: Iterable[tuple[str, str]]) -> Path:
-    """Name the clips that could not be read, with the reasons, as CSV."""
-    temporary = path.with_name(f".{path.name}.tmp")  # renamed when whole
-    with writing(path):
-        with temporary.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
-            writer = csv.writer(file)
-            writer.writerow(["path", "reason"])
-            writer.writerows(failures)
-        temporary.replace(path)
-    return path
+    with replacing(out / "clips.csv") as file:
+        writer = csv.writer(file)
+        writer.writerow(["path", "label", "split", "group", "start", "end", "frames"])
+        for name, table in split._asdict().items():
+            for index in range(len(table) if table is not None else 0):
+                record = table.record(index)
+                cut = ["" if t is None else repr(t) for t in (record.start, record.end)]
+                group = "" if table.groups is None else table.groups[index]
+                place, label = os.path.abspath(record.path), table.label_names[record.label]
+                writer.writerow([place, label, name, group, *cut, record.frame_count or ""])
 
 
 class MetricsLog:
@@ -173,13 +158,10 @@ class MetricsLog:
         with writing(out / "tensorboard"):
             self.board = SummaryWriter(str(out / "tensorboard"), purge_step=keep_epochs + 1)
         rows = [row for row in read_metrics(out) if row["epoch"] <= keep_epochs] if keep_epochs else []
-        temporary = out / ".metrics.csv.tmp"  # renamed when whole: a full disk must not cost the history
-        with writing(self.path):
-            with temporary.open("w", newline="", encoding="utf-8") as file:
-                writer = csv.DictWriter(file, self.COLUMNS)
-                writer.writeheader()
-                writer.writerows({k: "" if math.isnan(v) else v for k, v in row.items()} for row in rows)
-            temporary.replace(self.path)
+        with replacing(self.path) as file:  # a full disk must not cost the history
+            writer = csv.DictWriter(file, self.COLUMNS)
+            writer.writeheader()
+            writer.writerows({k: "" if math.isnan(v) else v for k, v in row.items()} for row in rows)
 
     def write(self, row: Mapping[str, float]) -> None:
         """Append one epoch; it is on disk when this returns."""

@@ -50,6 +50,7 @@ from vireo.data.table import ClipTable
 from vireo.distributed import Team, launch, make_fabric, peers_may_be_gone, unused_parameters
 from vireo.errors import TrainingError, UsageError, VireoError
 from vireo.evaluate import Evaluation, Scores, frames_of, measure, score_clips
+from vireo.files import write_failures
 from vireo.model import Outputs, Recognizer, from_config, is_classifier
 from vireo.optim import freeze_norms_but_first, lr_factor, make_optimizer, set_learning_rate, train_mode
 from vireo.progress import console_beside, make_progress
@@ -70,7 +71,6 @@ from vireo.runs import (
     save_state,
     write_clips,
     write_config,
-    write_failures,
 )
 
 StopRequested = Callable[[], bool]

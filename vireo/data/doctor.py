@@ -25,7 +25,7 @@ from vireo.data.doctor_page import write_page
 from vireo.data.doctor_report import SEVERITIES, SHOWN, Report, Summary, print_report
 from vireo.data.examine import FileFacts, Journal, examine, stamp
 from vireo.data.findings import FINDERS, Examined, decode_costs
-from vireo.data.outputs import claim_outside, data_place, printable, shorter_names, write_atomically
+from vireo.data.outputs import claim_outside, data_place, printable, shorter_names, write_text
 from vireo.data.pool import Crash, map_in_processes
 from vireo.data.table import ClipTable
 from vireo.errors import UsageError
@@ -171,11 +171,11 @@ def check_command(
             raise
     plain = {"data": data, **report.as_dict()}
     written = out / "check.json", out / "check.html"
-    write_atomically(written[0], jsonlib.dumps(plain, indent=1) + "\n")
+    write_text(written[0], jsonlib.dumps(plain, indent=1) + "\n")
     page = write_page(
         report, title=place.resolve().name, notes=table.notes, files=list(dict.fromkeys(table.paths)), workers=workers
     )
-    write_atomically(written[1], page)
+    write_text(written[1], page)
     if json:
         short = {"data": data, **report.as_dict(limit=SHOWN), "json": str(written[0]), "html": str(written[1])}
         print(jsonlib.dumps(short))

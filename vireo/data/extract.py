@@ -44,6 +44,7 @@ from vireo.data.clips import read_clip
 from vireo.data.flow import BOUND, to_uint8
 from vireo.data.folders import is_video
 from vireo.data.images import UInt8, is_sane
+from vireo.data.outputs import data_place
 from vireo.data.pool import Crash, map_in_processes
 from vireo.data.table import ClipRecord, ClipTable
 from vireo.errors import (
@@ -54,6 +55,7 @@ from vireo.errors import (
     UsageError,
     writing,
 )
+from vireo.files import replacing, write_failures
 
 METHODS = ("tvl1", "dis")
 LIST, FAILED, FACTS = "flow.csv", "failed.csv", "flow.json"
@@ -144,7 +146,7 @@ def extract_flow(
                     outcomes[todo[at].folder] = outcome
                     done(rows[todo[at].folder])
         failures = tuple((job.record.path, reason) for job in jobs if (reason := outcomes[job.folder].reason))
-        _write_failures(root / FAILED, failures)
+        write_failures(root / FAILED, failures)
         if len(failures) == len(jobs):
             raise DataError(
                 f"none of the {len(jobs)} clips could be read; {root / FAILED} says why, of the first: "
@@ -440,11 +442,10 @@ def _opened(extract: _Extract) -> Iterator[Path]:
     with _locked(root):
         shutil.rmtree(root / _PARTIAL, ignore_errors=True)  # what a killed run left
         facts = {"kind": "vireo flow", **extract.settings}
-        with writing(root / FACTS):
+        with writing(root / _PARTIAL):
             (root / _PARTIAL).mkdir()
-            temporary = root / _PARTIAL / FACTS
-            temporary.write_text(jsonlib.dumps(facts, indent=1) + "\n", encoding="utf-8")
-            os.replace(temporary, root / FACTS)
+        with replacing(root / FACTS) as file:
+            file.write(jsonlib.dumps(facts, indent=1) + "\n")
         try:
             yield root
         finally:
@@ -494,14 +495,6 @@ def _read_facts(path: str) -> dict[str, Any] | None:
     return None
 
 
-def _write_failures(path: Path, failures: Sequence[tuple[str, str]]) -> None:
-    if failures:
-        _write_csv(path, [("path", "reason"), *failures])
-        return
-    with writing(path):
-        path.unlink(missing_ok=True)  # of an earlier run
-
-
 def _write_list(path: Path, table: ClipTable, folders: Sequence[str]) -> None:
     columns: dict[str, Iterable[str]] = {
         "path": folders,
@@ -511,15 +504,8 @@ def _write_list(path: Path, table: ClipTable, folders: Sequence[str]) -> None:
         columns["split"] = table.splits
     if table.groups is not None:
         columns["group"] = table.groups
-    _write_csv(path, [tuple(columns), *zip(*columns.values(), strict=True)])
-
-
-def _write_csv(path: Path, rows: Iterable[Sequence[str]]) -> None:
-    temporary = path.parent / _PARTIAL / path.name
-    with writing(path):
-        with temporary.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
-            csv.writer(file).writerows(rows)
-        os.replace(temporary, path)
+    with replacing(path) as file:
+        csv.writer(file).writerows([tuple(columns), *zip(*columns.values(), strict=True)])
 
 
 # The command
@@ -568,7 +554,7 @@ def flow_command(
 
 def _refuse_inside(data: str, out: Path) -> None:
     """A set among the videos would be taken for clips the next time."""
-    place = data if os.path.exists(data) else data.partition(":")[2] or data  # FORMAT:PATH
+    place = data_place(data)
     folder, into = os.path.realpath(place), os.path.realpath(out)
     if into == folder or (os.path.isdir(folder) and os.path.commonpath([folder, into]) == folder):
         raise UsageError(f"{out} is inside the data, {place}; give a folder beside it for the flow")

@@ -6,12 +6,12 @@ import difflib
 import itertools
 import os
 import re
-import tempfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from vireo.data.table import some
-from vireo.errors import DataError, writing
+from vireo.errors import DataError
+from vireo.files import replacing
 
 _MOST_LABELS = 1 << 20
 _LONGEST_LABEL = 1 << 12  # characters
@@ -63,17 +63,8 @@ def write_label_map(path: str | Path, names: Sequence[str]) -> Path:
             raise DataError(f"label {index} is {name!r}; a label is one line of text without spaces around it")
     if len(set(names)) < len(names):
         raise DataError(f"a label name occurs twice in {some(names)}")
-    text = "".join(f"{name}\n" for name in names)
-    with writing(path):
-        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-        try:
-            with os.fdopen(handle, "w", encoding="utf-8", errors="surrogateescape", newline="\n") as file:
-                file.write(text)
-            os.chmod(temporary, 0o644)
-            os.replace(temporary, path)
-        except BaseException:
-            os.unlink(temporary)
-            raise
+    with replacing(path) as file:
+        file.writelines(f"{name}\n" for name in names)
     return path
 
 

@@ -40,11 +40,12 @@ from vireo.data.encode import OptimizeConfig, Written, encode_video, part_of
 from vireo.data.examine import stamp
 from vireo.data.frames import read_frame_folder
 from vireo.data.journal import JsonLines
-from vireo.data.outputs import claim_outside, data_place, printable, shorter_names, write_atomically
+from vireo.data.outputs import claim_outside, data_place, printable, shorter_names, write_text
 from vireo.data.pool import Crash, map_in_processes
 from vireo.data.sampling import Indices, segment_indices
 from vireo.data.table import ClipTable
-from vireo.errors import DataError, DecodeError, MissingDependencyError, UsageError, writing
+from vireo.errors import DataError, DecodeError, MissingDependencyError, UsageError
+from vireo.files import write_failures
 
 FORMAT = 1
 SAMPLE = 20
@@ -133,7 +134,7 @@ def optimize_data(
                 journal.append({"format": FORMAT, "stamp": now, **place, **written[source]._asdict()})
             done(1)
     failures = [(source, failed[source]) for source in sources if source in failed]
-    _write_failures(out / "failed.csv", failures)
+    write_failures(out / "failed.csv", failures)
     if not written:
         raise DataError(f"none of {len(sources)} files can be read; {out / 'failed.csv'} says why")
     names = {source: os.path.relpath(target, out) for source, target in zip(sources, targets, strict=True)}
@@ -248,16 +249,6 @@ def _done_before(journal: JsonLines, config: OptimizeConfig) -> dict[tuple[str, 
     return found
 
 
-def _write_failures(path: Path, failures: Sequence[tuple[str, str]]) -> None:
-    if not failures:
-        with writing(path):
-            path.unlink(missing_ok=True)  # of a run before
-        return
-    text = io.StringIO()
-    csv.writer(text).writerows([("path", "reason"), *failures])
-    write_atomically(path, text.getvalue())
-
-
 def _write_table(path: Path, table: ClipTable, rows: Sequence[int], names: dict[str, str]) -> None:
     columns = ["path", "label"]
     columns += ["split"] * (table.splits is not None) + ["group"] * (table.groups is not None)
@@ -271,7 +262,7 @@ def _write_table(path: Path, table: ClipTable, rows: Sequence[int], names: dict[
         cells += [column[row] for column in (table.splits, table.groups) if column is not None]
         times = ["" if t is None else repr(t) for t in (record.start, record.end)]
         writer.writerow(cells + times * cut)
-    write_atomically(path, text.getvalue())
+    write_text(path, text.getvalue())
 
 
 def _time_reading(sample: Sequence[tuple[str, Path]]) -> tuple[float, float]:

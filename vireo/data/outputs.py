@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from vireo.errors import UsageError, writing
+from vireo.files import replacing
 
 
 def shorter_names(files: Sequence[str]) -> list[str]:
@@ -34,20 +35,16 @@ def claim_outside(out: Path, place: Path) -> None:
         raise UsageError(f"{out} lies in the data's own folder, which is left as it is; choose a folder elsewhere")
 
 
-def write_atomically(path: Path, text: str) -> None:
+def write_text(path: Path, text: str) -> None:
     """Write a text file whole or not at all; file names that are no UTF-8 survive.
 
     Raises:
         StorageError: it can't be written; what was there before is intact.
     """
-    part = path.with_name(f".{path.name}.part")
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            part.write_text(text, "utf-8", errors="surrogateescape", newline="")
-            os.replace(part, path)
-        finally:
-            part.unlink(missing_ok=True)
+    with replacing(path) as file:
+        file.write(text)
 
 
 def printable(text: str) -> str:
