@@ -180,7 +180,7 @@ def test_a_folder_per_class(tmp_path: Path) -> None:
     (tmp_path / "class_2" / "notes.txt").touch()
     (tmp_path / "class_2" / ".hidden.mp4").touch()
     (tmp_path / "class_2" / "LOUD.MKV").touch()
-    (tmp_path / "class_10" / "folder.mp4").mkdir()
+    (tmp_path / "class_10" / "folder.mp4").mkdir()  # that it is no video is told when it is read
     (tmp_path / "class_10" / "gone.mp4").symlink_to(tmp_path / "nothing")
     (tmp_path / "class_10" / "up").symlink_to(tmp_path / "class_10")
     (tmp_path / "readme.txt").touch()
@@ -189,9 +189,9 @@ def test_a_folder_per_class(tmp_path: Path) -> None:
     paths = [os.path.relpath(path, tmp_path) for path in table.paths]
     assert paths == [
         "class_2/0.mp4", "class_2/1.mp4", "class_2/deep/deeper/0.mp4", "class_2/LOUD.MKV",
-        "class_10/0.mp4", "class_10/gone.mp4", "Übung/0.mp4",
+        "class_10/0.mp4", "class_10/folder.mp4", "class_10/gone.mp4", "Übung/0.mp4",
     ]  # fmt: skip
-    assert table.labels.tolist() == [0, 0, 0, 0, 1, 1, 2]
+    assert table.labels.tolist() == [0, 0, 0, 0, 1, 1, 1, 2]
     assert table.splits is None and np.isnan(table.starts).all() and np.isnan(table.ends).all()
     assert len(table.notes) == 1 and "ignored 1 files that are not videos (1 × .txt)" in table.notes[0]
     assert read_table(str(tmp_path)).digest() == table.digest()
@@ -257,6 +257,31 @@ def test_folders_that_cannot_be_used(tmp_path: Path) -> None:
     (tmp_path / "b").rmdir()
     assert "one class only, 'a'" in refusal(tmp_path)
     assert len(read_table(tmp_path, label_names=["z", "a"])) == 2
+
+
+def test_links_in_a_circle_and_folders_named_like_videos_cost_themselves_alone(tmp_path: Path) -> None:
+    root = make_folders(tmp_path / "data", {"wave": 2, "push": 2})
+    (root / "wave" / "loop.mp4").symlink_to("loop.mp4")
+    (root / "wave" / "loop").symlink_to("loop")
+    (root / "loop").symlink_to("loop")
+    (root / "wave" / "folder.mp4").mkdir()  # reported when it is read, not overlooked
+    (root / "wave" / "more.mp4").mkdir()
+    (root / "wave" / "more.mp4" / "more.mp4").touch()
+    table = read_table(root)
+    assert table.label_names == ("push", "wave")
+    assert [os.path.basename(path) for path in table.paths] == [
+        *("0.mp4", "1.mp4", "0.mp4", "1.mp4", "folder.mp4", "loop.mp4", "more.mp4")
+    ]
+    lines = make_csv(tmp_path, "path,label\na.mp4,x\ndata/wave/loop.mp4,y\n")
+    assert len(read_table(lines)) == 2
+
+
+def test_paths_that_name_nothing(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="no data is named; give a folder"):
+        read_table("")
+    for name in ("x" * 300, "x/" * 3000, "a\0b"):
+        with pytest.raises(UsageError, match="does not exist"):
+            read_table(name)
 
 
 def test_given_labels_set_the_order(tmp_path: Path) -> None:
@@ -404,7 +429,13 @@ def test_separators_of_windows_are_told(tmp_path: Path) -> None:
 def test_labels_that_a_model_does_not_know(tmp_path: Path) -> None:
     path = make_csv(tmp_path, "path,label\na.mp4,wave\nb.mp4,push\n")
     assert read_table(path, label_names=["push", "jump", "wave"]).labels.tolist() == [2, 0]
-    assert "nearest to 'push': 'pushed'" in refusal(path, label_names=["pushed", "wave"])
+    assert refusal(path, label_names=["pushed", "wave"]) == (
+        f"{path}, line 3: the model does not know the label 'push'; did you mean 'pushed'?"
+    )
+    rows = "".join(f"a.mp4,label {i // 2}\n" for i in range(40))
+    told = refusal(make_csv(tmp_path, "path,label\n" + rows), label_names=["x", "y"]).split("\n")
+    assert told[0].endswith(": 20 faults") and told[-1] == "  and 10 more" and len(told) == 12
+    assert told[2] == "  line 4: the model does not know the label 'label 1' (2 rows); it knows 'x', 'y'"
 
 
 def test_a_long_list_takes_little_memory(tmp_path: Path) -> None:
@@ -449,7 +480,7 @@ def test_columns_in_any_order_and_separator(tmp_path: Path, separator: str) -> N
         ("path,label\na.mp4,x\n,y\n", ["line 3", "path is empty"]),
         ("path,label\na.mp4,x\na.mp4, \n", ["line 3", "label is empty"]),
         ("path,label\na.mp4,x\nb, c.mp4,y\n", ["line 3", "3 values for 2 columns"]),
-        ('path,label\na.mp4,x\nb.mp4,"y\nz"\n', ["line 4", "label is 'y\\nz'; it must be one line"]),
+        ('path,label\na.mp4,x\nb.mp4,"y\nz"\n', ["line 4", "label is 'y\\nz'; a label is one line"]),
         ("path,label\na.mp4,x\na.mp4\n", ["line 3", "1 values for 2 columns"]),
         ("path,label,start,end\na.mp4,x,one,2\n", ["line 2", "start is 'one'"]),
         ("path,label,start,end\na.mp4,x,-1,2\n", ["line 2", "start is '-1'", "0 or more"]),
@@ -461,10 +492,16 @@ def test_columns_in_any_order_and_separator(tmp_path: Path, separator: str) -> N
         ("path,label,split\na.mp4,x,\n", ["line 2", "unknown split ''"]),
         ("path,label\na.mp4,x\n", ["one class only, 'x'"]),
         ("path,label\nb.mp4,x\nc.mp4,y\n", ["b.mp4 does not exist", "relative to the CSV's folder"]),
-        ('path,label\n"a.mp4,x\n', ["line"]),
+        ('path,label\n"a.mp4,x\n', ["line 2: a quote", "opens here and is not closed"]),
+        ('path,label\na.mp4,x\n\n"a\nb.mp4",y\nb.mp4,"y\n' + "c.mp4,x\n" * 30_000, ["line 6: a quote", "not closed"]),
+        ('path,label\na.mp4,x\nb.mp4,"y"z\n', ["line 3: something follows a closing quote"]),
+        ("path,label\na.mp4,x\na.mp4," + "y" * 1001 + "\n", ["line 3", "at most 1,000 characters"]),
         ("path,label\n" + "a" * 70_000 + ",x\n", ["line 2", "longer than"]),
         ("a" * 70_000, ["line 1", "longer than"]),
-        ("path,label,split,group\na.mp4,x,train,g1\na.mp4,y,val,g1\n", ["group 'g1'", "'train' and 'val'"]),
+        (
+            "path,label,split,group\na.mp4,x,train,g1\na.mp4,y,val,g1\n",
+            ["line 3: group 'g1' is in split val here and train in line 2"],
+        ),
     ],
 )
 def test_csvs_that_cannot_be_used(tmp_path: Path, text: str, words: list[str]) -> None:

@@ -12,9 +12,10 @@ import av
 import numpy as np
 import pytest
 import torch
+from torchvision.io import encode_png
 
-from vireo.data import decode, torchcodec
-from vireo.data.decode import Frames, decoder_name, probe, read_frames
+from vireo.data import container, images, pictures, torchcodec
+from vireo.data.decode import Frames, Plan, decoder_name, probe, read_frames
 from vireo.data.index import VideoIndex
 from vireo.data.sampling import Indices, segment_indices
 from vireo.errors import DecodeError, MissingDependencyError
@@ -39,7 +40,7 @@ def sequential(path: Path) -> list[np.ndarray]:
         ]
 
 
-def assert_equals_sequential(path: Path, plan: decode.Plan) -> None:
+def assert_equals_sequential(path: Path, plan: Plan) -> None:
     reference = sequential(path)
     frames = read_frames(path, plan)
     assert frames.frame_count == len(reference)
@@ -94,13 +95,13 @@ def test_packed_b_frames_give_fewer_frames_than_packets() -> None:
     assert_equals_sequential(path, eight)
 
 
-@pytest.mark.parametrize("limit", ["_HELD_PACKETS", "_HELD_FRAMES"])
+@pytest.mark.parametrize("limit", ["container._HELD_PACKETS", "decode._HELD_FRAMES"])
 @pytest.mark.parametrize(("name", "codec"), [("a.mp4", "libx264"), ("b.avi", "mpeg4")])
 def test_files_too_large_to_keep_give_the_same(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: str, name: str, codec: str
 ) -> None:
     path = write_video(tmp_path / name, 100, codec=codec, options={"g": "12", "bf": "2"})
-    monkeypatch.setattr(decode, limit, 0)
+    monkeypatch.setattr(f"vireo.data.{limit}", 0)
     assert_equals_sequential(path, eight)
     assert numbers_of(read_frames(path, every, start=3.2, end=3.32).data) == [80, 81, 82]
 
@@ -295,10 +296,31 @@ def test_names_need_not_be_tame(tmp_path: Path) -> None:
     assert read_frames(undecodable, eight).frame_count == 20
 
 
-def test_a_playlist_does_not_reach_the_network(tmp_path: Path) -> None:
-    path = tmp_path / "list.m3u8"
-    path.write_text("#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\nhttp://127.0.0.1:9/x.ts\n#EXT-X-ENDLIST\n")
-    assert reason_of(path)
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("network.m3u8", "#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\nhttp://127.0.0.1:9/x.ts\n#EXT-X-ENDLIST\n"),
+        ("list.m3u8", "#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\nx.ts\n#EXT-X-ENDLIST\n"),
+        ("live.m3u8", "#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\nx.ts\n"),  # FFmpeg would wait for more
+        ("list.mp4", "ffconcat version 1.0\nfile x.ts\n"),
+        ("session.sdp", "v=0\no=- 0 0 IN IP4 127.0.0.1\ns=x\nt=0 0\nm=video 5004 RTP/AVP 96\na=rtpmap:96 H264/90000\n"),
+    ],
+)
+def test_no_other_file_is_read_than_the_one_given(tmp_path: Path, name: str, text: str) -> None:
+    write_video(tmp_path / "x.ts")
+    path = tmp_path / name
+    path.write_text(text)
+    assert "not a video" in reason_of(path)
+
+
+def test_a_name_is_no_pattern_of_names(tmp_path: Path) -> None:
+    for i in range(3):
+        pixels = torch.from_numpy(picture(i)).permute(2, 0, 1).contiguous()
+        (tmp_path / f"{i:03d}.png").write_bytes(bytes(encode_png(pixels).numpy()))
+    assert reason_of(tmp_path / "%03d.png") == "no such file"
+    (tmp_path / "%03d.png").write_bytes((tmp_path / "001.png").read_bytes())
+    assert "not a video" in reason_of(tmp_path / "%03d.png")
+    assert numbers_of(read_frames(tmp_path / "001.png", every).data) == [1]
 
 
 def test_a_damaged_real_clip_is_not_passed_off_as_whole() -> None:
@@ -307,8 +329,52 @@ def test_a_damaged_real_clip_is_not_passed_off_as_whole() -> None:
 
 def test_frames_of_absurd_size_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write_video(tmp_path / "a.mp4")
-    monkeypatch.setattr(decode, "MAX_SIDE", 63)
+    monkeypatch.setattr(images, "MAX_SIDE", 63)
     assert "64×48" in reason_of(path)
+
+
+@pytest.mark.parametrize("size", [(2048, 16), (16, 2048)])
+def test_frames_of_absurd_shape_are_refused(tmp_path: Path, size: tuple[int, int]) -> None:
+    # Resizing their short side would make pictures of gigabytes out of a few kilobytes.
+    path = write_video(tmp_path / "a.mkv", 3, codec="ffv1", size=size)
+    assert reason_of(path) == f"frames of {size[0]}×{size[1]} pixels; no real video has such frames"
+    usual = write_video(tmp_path / "b.mkv", 3, codec="ffv1", size=(min(1024, size[0]), min(1024, size[1])))
+    assert read_frames(usual, every).frame_count == 3
+
+
+def test_frames_that_take_too_much_memory_together_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write_video(tmp_path / "a.mp4", 20)
+    slow = write_video(tmp_path / "b.flv", 20, codec="flv")
+    monkeypatch.setattr(pictures, "MAX_BYTES", 8 * 64 * 48 * 3)
+    for file in (path, path, slow, slow):  # without and with an index
+        assert read_frames(file, eight).frame_count == 20
+        with pytest.raises(DecodeError, match="20 frames of 64×48 pixels take more than"):
+            read_frames(file, every)
+
+
+def test_ffmpeg_takes_no_memory_for_frames_that_are_too_large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write_video(tmp_path / "a.mp4", 20)
+    read_frames(path, eight)
+    monkeypatch.setitem(container._OPTIONS, "max_pixels", str(64 * 48 - 1))
+    monkeypatch.setattr(container, "check_size", lambda *size: None)  # which comes too late
+    with pytest.raises(DecodeError):  # its index is known: neither way of decoding it may do it
+        read_frames(path, eight)
+    reason_of(write_video(tmp_path / "b.flv", 20, codec="flv"))
+
+
+def test_pictures_that_cannot_be_converted_cost_the_clip_alone(tmp_path: Path) -> None:
+    path = tmp_path / "a.nut"
+    with av.open(str(path), "w") as file:
+        stream = file.add_stream("rawvideo", rate=25)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "rgb4"  # which swscale writes and can't read
+        for i in range(20):
+            frame = av.VideoFrame(64, 48, "rgb4")
+            frame.pts = i
+            file.mux(stream.encode(frame))
+        file.mux(stream.encode(None))
+    for _ in range(2):
+        with pytest.raises(DecodeError, match="can't be read"):
+            read_frames(path, eight)
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,10 @@ import hashlib
 import itertools
 import json
 import os
+import resource
 import shutil
+import signal
+import tracemalloc
 from collections.abc import Iterator
 from io import StringIO
 from pathlib import Path
@@ -17,16 +20,19 @@ import torch
 from rich.console import Console
 
 from tests.video_tools import shared, write_sound, write_video
-from vireo.data import doctor, duplicates, examine
+from vireo.data import doctor, duplicates
+from vireo.data import examine as examining
 from vireo.data.annotations import read_table
 from vireo.data.doctor import check_command, check_data
 from vireo.data.doctor_page import write_page
 from vireo.data.doctor_report import Finding, Report, print_report
+from vireo.data.examine import FileFacts, examine
 from vireo.data.findings import decode_cost
+from vireo.data.journal import JsonLines
 from vireo.data.lookalikes import lookalikes, says_nothing
 from vireo.data.sampling import segment_indices
 from vireo.data.table import ClipTable, StringColumn
-from vireo.errors import UsageError
+from vireo.errors import StorageError, UsageError
 
 SMOOTH = {"g": "12", "bf": "0", "crf": "18"}
 
@@ -183,9 +189,9 @@ def test_nothing_in_the_data_changes_and_a_second_run_decodes_only_what_is_new(
     journal.write_bytes(journal.read_bytes()[:-40])  # a kill in the middle of a line
     examined: list[str] = []
 
-    def counting(path: str) -> examine.FileFacts:
+    def counting(path: str) -> FileFacts:
         examined.append(os.path.relpath(path, planted))
-        return examine.examine(path)
+        return examining.examine(path)
 
     monkeypatch.setattr(doctor, "examine", counting)
     second = check_data(table, journal=journal, workers=0)
@@ -225,6 +231,43 @@ def test_a_journal_full_of_nonsense_is_passed_over(tmp_path: Path) -> None:
     assert len(journal.read_bytes().splitlines()) == len(nonsense) + 2
 
 
+def test_lines_are_whole_on_a_disk_that_fills_up(tmp_path: Path) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        with JsonLines(tmp_path / "j") as lines:
+            lines.append({"a": 1})
+            resource.setrlimit(resource.RLIMIT_FSIZE, (50, hard))  # room for a part of the next line
+            with pytest.raises(StorageError, match="could not be written"):
+                lines.append({"b": "x" * 100})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        signal.signal(signal.SIGXFSZ, before)
+    with JsonLines(tmp_path / "j") as lines:
+        assert list(lines.entries()) == [{"a": 1}]
+        lines.append({"c": 3})
+        assert list(lines.entries()) == [{"a": 1}, {"c": 3}]
+
+
+def test_files_that_take_too_much_memory_are_faults(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write_video(tmp_path / "a.mp4")
+
+    def greedy(path: str) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(examining, "probe", greedy)
+    assert examine(str(path)).fault == "not enough memory for its frames"
+
+
+def test_a_video_with_frames_of_absurd_size_is_not_decoded_to_count_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_video(tmp_path / "a.mp4")
+    monkeypatch.setattr("vireo.data.images.MAX_SIDE", 63)
+    fact = examine(str(path))
+    assert "64×48" in fact.fault and fact.readable == 0
+
+
 def test_the_command_writes_json_and_a_page_and_says_by_its_code_whether_all_is_well(
     planted: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -245,20 +288,22 @@ def test_the_command_writes_json_and_a_page_and_says_by_its_code_whether_all_is_
     assert "Sound: nothing must be mended, nothing else to look at." in capsys.readouterr().out
 
 
-def test_results_do_not_go_into_the_data(tmp_path: Path) -> None:
+def test_results_do_not_go_into_the_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_video(tmp_path / "data/a/0.mp4")
     write_video(tmp_path / "data/b/0.mp4", 15)
+    monkeypatch.setenv("HOME", str(tmp_path))
     for out in ("data", "data/a/x", "data/a/0.mp4"):
-        with pytest.raises(UsageError, match="folder"):
-            check_command(str(tmp_path / "data"), tmp_path / out)
+        for data in (str(tmp_path / "data"), f"folder:{tmp_path / 'data'}", "folder:~/data"):
+            with pytest.raises(UsageError, match="folder"):
+                check_command(data, tmp_path / out)
     assert not list((tmp_path / "data").rglob("check*"))
 
 
 def test_names_are_shown_as_text_whatever_they_hold(tmp_path: Path) -> None:
     names = ["<b>&amp;.mp4", "[red]x.mp4", "caf\udce9.mp4", "new\nline.mp4", "ü b.mp4"]
+    plain = write_video(tmp_path / "d/a" / "plain.mp4", scene(7), size=(96, 72))  # once: encoders' threads differ
     for name in names:
-        write_video(tmp_path / "d/a" / "plain.mp4", scene(7), size=(96, 72))
-        os.rename(tmp_path / "d/a/plain.mp4", tmp_path / "d/a" / name)
+        shutil.copy(plain, tmp_path / "d/a" / name)
     rows = [(f"d/a/{name}", "<i>x</i>" if i % 2 else "[bold]y", "train") for i, name in enumerate(names)]
     report = check_data(table_of(tmp_path, rows), journal=tmp_path / "j", workers=0)
     assert found(report)["conflict"].items[0].detail == "the same content"
@@ -339,12 +384,12 @@ def test_a_decoder_that_crashes_or_hangs_costs_one_clip(tmp_path: Path, monkeypa
     for i in range(6):
         write_video(tmp_path / f"{i}.mp4", scene(i), size=(96, 72))
 
-    def hostile(path: str) -> examine.FileFacts:
+    def hostile(path: str) -> FileFacts:
         if path.endswith("2.mp4"):
             os.kill(os.getpid(), signal.SIGKILL)
         if path.endswith("4.mp4"):
             time.sleep(600)
-        return examine.examine(path)
+        return examining.examine(path)
 
     monkeypatch.setattr(doctor, "examine", hostile)
     table = table_of(tmp_path, [(f"{i}.mp4", "ab"[i % 2], "") for i in range(6)])
@@ -508,3 +553,7 @@ def test_which_labels_look_alike() -> None:
     assert [says_nothing(name) for name in ("", "-", "N/A", "nan", "Unknown", "no", "手")] == [True] * 5 + [False] * 2
     many = [f"label number {i}" for i in range(3000)]
     assert lookalikes([*many, "Label Number 77"]) == [(77, 3000, True)]
+    tracemalloc.start()
+    assert lookalikes(["x y" * 10_000, "X_Y" * 10_000, "x y" * 9_999 + "xz"]) == [(0, 1, True)]
+    assert tracemalloc.get_traced_memory()[1] < 100e6
+    tracemalloc.stop()

@@ -237,6 +237,19 @@ def test_file_names_that_are_not_utf8_survive(tmp_path: Path) -> None:
     assert len(read_flow(flow.paths[0], lambda n: np.arange(n), fields=1)) == 2
 
 
+def test_names_that_are_not_utf8_are_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_moving(tmp_path / "data" / "a" / "1.mp4", 1, 0, 3)
+    write_moving(tmp_path / "data" / "b" / "1.mp4", 1, 0, 3)
+    odd = tmp_path / "data" / "a" / os.fsdecode(b"caf\xe9.mp4")
+    odd.write_bytes(b"no video")
+    (tmp_path / "data" / "b" / os.fsdecode(b"\xe9.txt")).touch()
+    out = tmp_path / os.fsdecode(b"fl\xf6w")
+    assert flow_command(str(tmp_path / "data"), out, method="dis", short_side=32, workers=0, json=True) == 0
+    assert json.loads(capsys.readouterr().out)["failures"][0]["path"] == str(odd)
+    assert flow_command(str(tmp_path / "data"), out, method="dis", short_side=32, workers=0) == 0
+    capsys.readouterr().out.encode("utf-8")
+
+
 def test_a_clip_listed_twice_is_computed_once(tmp_path: Path) -> None:
     path = write_moving(tmp_path / "a" / "1.mp4", 1, 0, 3)
     done: list[int] = []
@@ -531,10 +544,10 @@ def test_the_command_says_what_it_cost(tmp_path: Path, capsys: pytest.CaptureFix
 def test_flow_does_not_go_among_the_videos(tmp_path: Path) -> None:
     data = write_set(tmp_path / "data", clips=1)
     for out in (data, data / "flow", data / "left" / "flow", tmp_path / "data" / ".." / "data" / "x"):
-        with pytest.raises(UsageError, match="is inside the data"):
+        with pytest.raises(UsageError, match="lies in the data's own folder"):
             flow_command(str(data), out, method="dis")
     (tmp_path / "link").symlink_to(data)
-    with pytest.raises(UsageError, match="is inside the data"):
+    with pytest.raises(UsageError, match="lies in the data's own folder"):
         flow_command(f"folder:{data}", tmp_path / "link" / "flow", method="dis")
 
 

@@ -12,7 +12,8 @@ import torch
 from torchvision.io import encode_jpeg, encode_png
 
 from tests.video_tools import numbers_of, picture
-from vireo.data.frames import is_frame_folder, read_frame_folder
+from vireo.data import frames
+from vireo.data.frames import is_frame_folder, read_all_frames, read_frame_folder
 from vireo.data.sampling import segment_indices
 from vireo.errors import DecodeError
 
@@ -128,6 +129,22 @@ def test_what_is_a_folder_of_frames(tmp_path: Path) -> None:
 
 
 # --- numbering ------------------------------------------------------------------------------------------------
+
+
+def test_reading_all_frames_lists_the_folder_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = write_frames(tmp_path / "clip", 70, "{:05d}.png")
+    listed: list[str] = []
+    real = frames.list_folder
+    monkeypatch.setattr(frames, "list_folder", lambda path: listed.append(path) or real(path))
+    parts = list(read_all_frames(folder))
+    assert len(listed) == 1 and [len(part.data) for part in parts] == [32, 32, 6]
+    assert torch.equal(torch.cat([part.data for part in parts]), read_frame_folder(folder, everything).data)
+    assert np.concatenate([part.indices for part in parts]).tolist() == list(range(70))
+    assert sum(len(part.data) for part in read_all_frames(folder, frame_count=40)) == 40
+    for number in range(33, 65):  # a whole part
+        (folder / f"{number:05d}.png").write_bytes(content(number - 1, size=(32, 24)))
+    with pytest.raises(DecodeError, match=r"00033.png: 32×24 pixels where 00001.png has 64×48"):
+        list(read_all_frames(folder))
 
 
 def test_gaps_in_the_numbering_are_named(tmp_path: Path) -> None:

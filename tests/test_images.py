@@ -173,7 +173,7 @@ def test_pictures_larger_than_any_real_one_are_refused_by_their_header(
     monkeypatch.setattr("vireo.data.images.decode_image", lambda *args: pytest.fail("decoded"))
     content = bytearray(encode_png(torch.zeros(1, 8, 8, dtype=torch.uint8)).numpy())
     content[16:24] = width.to_bytes(4, "big") + height.to_bytes(4, "big")
-    with pytest.raises(DecodeError, match=f"1.png: {width}×{height} pixels are more than any real video's"):
+    with pytest.raises(DecodeError, match=f"1.png: {width}×{height} pixels; no real video has such frames"):
         read(tmp_path, bytes(content), "1.png")
 
 

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from av.codec import CodecContext
 
-from vireo.data import bitstreams, decode, index
+from vireo.data import bitstreams, container, decode, index, indexed, pictures
 from vireo.data.bitstreams import DROP, HIDDEN, START, UnusualError
 from vireo.data.decode import probe, read_frames
 from vireo.data.index import FileKey, VideoIndex, load_index
@@ -148,7 +148,7 @@ def test_any_frames_of_any_encode_equal_full_decoding(
 
 
 def test_files_too_large_to_keep_in_memory_give_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(decode, "_HELD_PACKETS", 0)
+    monkeypatch.setattr(container, "_HELD_PACKETS", 0)
     for name in ("a.mp4", "a.ts"):
         path = write_video(tmp_path / name, moving(60), options={"g": "12"}, size=SIZE)
         reference = sequential(path)
@@ -244,14 +244,14 @@ def test_only_what_is_needed_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyP
     path = write_video(tmp_path / "a.mp4", moving(60), options=x264("keyint=20:bframes=3:b-adapt=0"), size=SIZE)
     read_frames(path, lambda count: np.array([0]))
     read: list[int] = []
-    make = decode._packet_reader
+    make = decode.packet_reader
 
     def spying(file: int, index: VideoIndex) -> Callable[[int], object]:
         get = make(file, index)
         return lambda number: read.append(number) or get(number)  # type: ignore[func-returns-value]
 
-    monkeypatch.setattr(decode, "_packet_reader", spying)
-    monkeypatch.setattr(decode, "_open", lambda path: pytest.fail("the container was opened"))
+    monkeypatch.setattr(decode, "packet_reader", spying)
+    monkeypatch.setattr(container, "open_video", lambda path: pytest.fail("the container was opened"))
     found = known(path)
     droppable = {k for k in range(60) if found.roles[k] & DROP}
     assert len(droppable) > 20
@@ -422,6 +422,22 @@ def test_trouble_with_the_cache_costs_nothing_but_time(
         blocker.close()
 
 
+def test_a_cache_that_another_process_is_making_is_waited_for(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cache.parent.mkdir(exist_ok=True)
+    other = sqlite3.connect(cache, isolation_level=None)
+    other.execute("BEGIN EXCLUSIVE")
+    pauses: list[float] = []
+
+    def pause(seconds: float) -> None:
+        pauses.append(seconds)
+        if len(pauses) == 2:
+            other.rollback()
+
+    monkeypatch.setattr(index.time, "sleep", pause)
+    assert index._connection() is not None and len(pauses) == 2
+    other.close()
+
+
 def test_where_the_cache_is(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VIREO_CACHE", "/a")
     assert index.cache_path() == Path("/a/index.sqlite")
@@ -522,7 +538,7 @@ def test_nothing_waits_for_the_garbage_collector(tmp_path: Path) -> None:
                     read_frames(path, lambda count: np.array([0, count - 1]))
             with contextlib.suppress(DecodeError):
                 probe(path)
-        kinds = (decode._Video, decode._Scan, decode._Pictures, VideoIndex)
+        kinds = (container.Video, container.Scan, pictures.Pictures, VideoIndex)
         assert not [item for item in gc.get_objects() if isinstance(item, kinds)]
     finally:
         gc.enable()
@@ -565,5 +581,5 @@ def test_a_decoder_is_told_all_that_the_container_says(tmp_path: Path) -> None:
         context = container.streams.video[0].codec_context
         assert (coding.codec, coding.tag, coding.extradata) == (context.name, context.codec_tag, context.extradata)
         assert (coding.width, coding.height, coding.delay) == (*SIZE, context.reorder_depth)
-    assert isinstance(decode._new_context(coding), CodecContext)
+    assert isinstance(indexed.new_context(coding), CodecContext)
     assert known(path).time_base == Fraction(1, 12800)

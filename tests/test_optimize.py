@@ -157,11 +157,11 @@ def data(tmp_path: Path) -> Path:
     return root
 
 
-def test_the_new_set_is_the_old_one_less_what_is_broken(data: Path, tmp_path: Path) -> None:
+def test_the_new_set_is_the_old_one_and_what_is_broken_counts_as_failed(data: Path, tmp_path: Path) -> None:
     before = snapshot(data)
     table = read_table(data / "list.csv")
     result = optimize_data(table, tmp_path / "out", SMALL, workers=2)
-    assert (result.files, result.clips, result.frames) == (6, 7, 120)
+    assert (result.files, result.clips, result.frames) == (6, 9, 120)
     assert sorted(os.path.basename(path) for path, _ in result.failed) == ["broken.mp4", "sound.mp4"]
     rows = list(csv.reader((tmp_path / "out/failed.csv").open(encoding="utf-8")))
     assert rows[0] == ["path", "reason"] and [tuple(row) for row in rows[1:]] == list(result.failed)
@@ -171,13 +171,11 @@ def test_the_new_set_is_the_old_one_less_what_is_broken(data: Path, tmp_path: Pa
     )
     assert result.ms_before > 0 and result.ms_after > 0 and result.sample == 6
     new = read_table(tmp_path / "out")  # its only list of clips
-    assert (new.label_names, new.labels.tolist()) == (table.label_names, table.labels[:7].tolist())
-    assert (
-        list(new.splits or ()) == list(table.splits or ())[:7]
-        and list(new.groups or ()) == list(table.groups or ())[:7]
-    )
-    assert np.array_equal(new.starts, table.starts[:7], equal_nan=True)
-    assert np.array_equal(new.ends, table.ends[:7], equal_nan=True)
+    assert (new.label_names, new.labels.tolist()) == (table.label_names, table.labels.tolist())
+    assert (list(new.splits or ()), list(new.groups or ())) == (list(table.splits or ()), list(table.groups or ()))
+    assert np.array_equal(new.starts, table.starts, equal_nan=True)
+    assert np.array_equal(new.ends, table.ends, equal_nan=True)
+    assert "2 of 9 files are missing and will count as failed: day2/broken.mp4" in new.notes[0]
     for i in range(7):
         old_record, record = table.record(i), new.record(i)
         cut = {"start": record.start, "end": record.end}
@@ -211,7 +209,13 @@ def test_a_second_run_writes_only_what_is_missing_or_changed(
     (out / "optimize.jsonl").write_bytes((out / "optimize.jsonl").read_bytes() + b'{"source": "cut of')
     last = optimize_data(table, out, SMALL, workers=0)
     assert sorted(encoded) == ["0.avi", "broken.mp4", "sound.mp4", "ä1.mp4"]
-    assert [os.path.basename(path) for path, _ in last.failed] == ["sound.mp4"] and last.clips == 8
+    assert [os.path.basename(path) for path, _ in last.failed] == ["sound.mp4"] and last.clips == 9
+    assert read_frames(out / "day2/broken.mp4", np.arange).frame_count == 15
+    # What was made of an earlier state of a file must not stand for it once it can't be read.
+    os.truncate(data / "day2/broken.mp4", 50)
+    failed = optimize_data(table, out, SMALL, workers=0).failed
+    assert [os.path.basename(path) for path, _ in failed] == ["broken.mp4", "sound.mp4"]
+    assert not (out / "day2/broken.mp4").exists()
     with pytest.raises(UsageError, match="other settings"):
         optimize_data(table, out, OptimizeConfig(short_side=32, gop=6), workers=0)
 
@@ -236,8 +240,52 @@ def test_a_run_that_is_killed_leaves_whole_files_and_goes_on(tmp_path: Path) -> 
     for path in done:
         assert len(every_frame(path)) == 60
     result = optimize_data(table, out, OptimizeConfig(), workers=0)
-    assert result.files == 12 and not list(out.rglob(".*"))
+    assert result.files == 12 and [path.name for path in out.rglob(".*")] == [".lock"]
     assert [len(every_frame(Path(path))) for path in read_table(out).paths] == [60] * 12
+
+
+def test_two_runs_do_not_write_to_one_folder(data: Path, tmp_path: Path) -> None:
+    table, refused = read_table(data / "list.csv"), []
+
+    def again(count: int) -> None:
+        with pytest.raises(UsageError, match="another run is writing"):
+            optimize_data(table, tmp_path / "out", SMALL, workers=0)
+        refused.append(count)
+
+    optimize_data(table, tmp_path / "out", SMALL, workers=0, done=again)
+    assert len(refused) == 8
+
+
+def test_a_journal_full_of_nonsense_is_passed_over(data: Path, tmp_path: Path) -> None:
+    table, out = read_table(data / "list.csv"), tmp_path / "out"
+    first = optimize_data(table, out, SMALL, workers=0)
+    journal = out / "optimize.jsonl"
+    line = json.loads(journal.read_text().splitlines()[-1])
+    wrong = [{**line, "source": [1]}, {**line, "target": {}}, {**line, "bytes": "9"}, {**line, "stamp": 3}, {}, [], 7]
+    journal.write_text(journal.read_text() + "".join(json.dumps(entry) + "\n" for entry in wrong))
+    again = optimize_data(table, out, SMALL, workers=0)
+    assert (again.files, again.frames, again.bytes_after) == (first.files, first.frames, first.bytes_after)
+
+
+def test_a_folder_with_a_colon_is_no_protocol(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert optimize_data(read_table(data / "list.csv"), Path("2024:11"), SMALL, workers=0).files == 6
+    assert len(every_frame(Path("2024:11/day 1/ä0.mp4"))) == 20
+
+
+def test_files_that_take_too_much_memory_fail_alone(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = optimize.encode_video
+
+    def greedy(source: str, target: Path, config: OptimizeConfig, **options: object) -> encode.Written:
+        if source.endswith("0.avi"):
+            raise MemoryError
+        return real(source, target, config, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(optimize, "encode_video", greedy)
+    result = optimize_data(read_table(data / "list.csv"), tmp_path / "out", SMALL, workers=0)
+    assert dict(result.failed)[str(data / "day2/0.avi")] == "not enough memory for its frames" and result.files == 5
 
 
 def test_the_source_is_never_written_over(data: Path, tmp_path: Path) -> None:
@@ -317,7 +365,7 @@ def test_settings_that_make_no_sense(wrong: dict[str, int]) -> None:
 def test_the_command(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert optimize_command(str(data / "list.csv"), tmp_path / "out", short_side=32, gop=1, workers=1) == 0
     printed = capsys.readouterr().out
-    assert "6 files, 7 clips" in printed and "broken.mp4: " in printed and "without sound" in printed
+    assert "6 files, 9 clips" in printed and "broken.mp4: " in printed and "without sound" in printed
     assert optimize_command(str(data / "list.csv"), tmp_path / "out", short_side=32, gop=1, workers=1, json=True) == 0
     plain = json.loads(capsys.readouterr().out)
     assert plain["files"] == 6 and len(plain["failed"]) == 2 and plain["gop"] == 1

@@ -47,7 +47,7 @@ def read_table(data: str | Path, *, label_names: Sequence[str] | None = None, mo
         DataError: what is there can't be used; the message names the file, the line and the remedy.
     """
     name, path = split_format(data)
-    if not path.exists():
+    if not os.path.exists(path):  # (not Path.exists, which raises for names that are too long)
         raise UsageError(f"{path} does not exist; {_WANTED}")
     if not path.is_dir() and not path.is_file():
         raise UsageError(f"{path} is neither a folder nor a regular file")
@@ -77,9 +77,11 @@ def split_format(data: str | Path) -> tuple[str, Path]:
     """``ssv2:/data/ssv2`` as (``ssv2``, path); the name is "" where ``data`` is a path alone.
 
     Raises:
-        UsageError: an unknown format; the message gives the nearest names.
+        UsageError: nothing at all, or an unknown format; the message gives the nearest names.
     """
     text = os.fspath(data)
+    if not text:  # Path would take it for the current folder
+        raise UsageError(f"no data is named; {_WANTED}")
     # One letter is a drive: C:\clips.
     match = re.fullmatch(r"([A-Za-z][A-Za-z0-9_.-]+):(.*)", text, re.DOTALL)
     if not match or os.path.lexists(text):

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 
-from vireo.data.decode import Backend, Frames, Mode, Plan, decoder_name, read_frames
+from vireo.data.decode import Backend, Mode, Plan, decoder_name, read_frames
 from vireo.data.flow import flow_reader_name
 from vireo.data.frames import frame_reader_name, read_frame_folder
+from vireo.data.pictures import Frames
 from vireo.data.table import ClipRecord, ClipTable
 from vireo.errors import DecodeError
 

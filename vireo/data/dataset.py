@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
@@ -26,6 +27,8 @@ from vireo.data.table import ClipRecord, ClipTable
 from vireo.data.transforms import eval_transform, train_transform
 from vireo.data.views import make_views, view_set
 from vireo.errors import DataError, DecodeError, UsageError
+
+_BLOCK = 1 << 12  # draws of a class that are made together
 
 
 class Sample(NamedTuple):
@@ -59,7 +62,8 @@ class ClipDataset(Dataset[Sample | Failure]):
     """Decoded and transformed clips of a table.
 
     Items are addressed by (epoch, index). With ``augment`` frames are drawn at random and varied, as in
-    training; without, the sampling and the crop are those of evaluation and the epoch does not matter.
+    training; without, the sampling and the crop are those of evaluation and the epoch does not matter. What
+    `EpochBatches` puts in the place of the epoch where classes are balanced is the number of earlier draws.
     With ``flow_fields`` the clips are optical flow, and that many successive fields are stacked; 0 = videos.
 
     Args:
@@ -72,6 +76,7 @@ class ClipDataset(Dataset[Sample | Failure]):
         flow_fields: flow fields stacked at each of the T positions; 0 = videos.
         views: how to look at a clip, one of `vireo.data.views.VIEWS`; with ``augment`` at the centre only.
         clips: clips of each video; with ``augment`` a single one.
+        twice: of `vireo.data.sampling.clip_indices`, for two clips.
         decode: mode of `vireo.data.decode.read_frames`.
         decoder: backend of `vireo.data.decode.read_frames`.
 
@@ -93,6 +98,7 @@ class ClipDataset(Dataset[Sample | Failure]):
         flow_fields: int = 0,
         views: str = "center",
         clips: int = 1,
+        twice: bool = False,
         decode: Mode = "exact",
         decoder: Backend = "auto",
     ) -> None:
@@ -111,6 +117,7 @@ class ClipDataset(Dataset[Sample | Failure]):
         if clips < 1:
             raise UsageError(f"clips is {clips}; it must be at least 1")
         self.views, self.clips, self.pictures = views, clips, clips * len(view_set(views).names)
+        self.twice = twice
         if augment is not None and (views, clips) != ("center", 1):
             raise UsageError(f"{clips} clips, views {views!r}: clips that are drawn at random have one view")
 
@@ -129,12 +136,13 @@ class ClipDataset(Dataset[Sample | Failure]):
         seeds, augment = (self.seed, epoch, index), self.augment
 
         places: Indices = np.empty((0, 0), dtype=np.int64)  # of each clip's frames among those that are read
-        sampling, window = self.view.sampling, self.view.window
+        sampling, window, twice = self.view.sampling, self.view.window, self.twice
 
         def plan(frame_count: int) -> Indices:
             nonlocal places
             if augment is None:
-                wanted, places = clip_indices(sampling, frame_count, self.num_frames, self.clips, window=window)
+                clips, frames = self.clips, self.num_frames
+                wanted, places = clip_indices(sampling, frame_count, frames, clips, window=window, twice=twice)
                 return wanted
             rng, jitter = np.random.default_rng((*seeds, 0)), augment.temporal_jitter
             return sample_indices(sampling, frame_count, self.num_frames, rng, jitter=jitter, window=window)
@@ -242,6 +250,27 @@ class EpochBatches(Sampler[list[tuple[int, int]]]):
     With several processes each takes every ``world_size``-th item of that order, so that each item is
     seen exactly once; their numbers of batches may then differ by one. With ``drop_last`` all
     processes get the same number of full batches and the items left over are dropped.
+
+    With ``balanced`` the classes take turns, over the epochs too: in any epoch, and in all so far, no class is drawn
+    more than once more often than another. So do the clips of a class: each is drawn once, in random order, then
+    each once more. Where an epoch would have its number, an item has the number of times that this clip was drawn
+    before, so that no two draws of it are varied alike::
+
+        n = 6, classes a (0, 1, 2, 3), b (4, 5)     epoch 0: 3 of a, 4 and 5, 4 or 5 again
+                                                    epoch 1: the fourth of a, then two of any; ...
+
+    Args:
+        n: number of items.
+        batch_size: items of a batch.
+        shuffle: whether the order is random.
+        seed: of the order.
+        drop_last: as above.
+        balanced: (n,) classes of the items, which are then drawn equally often, n in all; None: each item once.
+        rank: of this process.
+        world_size: number of processes.
+
+    Raises:
+        UsageError: numbers that make no sense; ``balanced`` without ``shuffle`` or of another length.
     """
 
     def __init__(
@@ -252,11 +281,20 @@ class EpochBatches(Sampler[list[tuple[int, int]]]):
         seed: int,
         drop_last: bool = False,
         *,
+        balanced: npt.ArrayLike | None = None,
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
         if n < 0 or batch_size < 1 or not 0 <= rank < world_size:
             raise UsageError(f"n={n}, batch_size={batch_size}, rank={rank} of {world_size} make no sense")
+        self._classes: list[Indices] | None = None
+        if balanced is not None:
+            labels = np.asarray(balanced)
+            if labels.shape != (n,) or not shuffle:
+                raise UsageError(f"balanced needs shuffle and one class for each of {n} items, not {labels.shape}")
+            by_class = np.argsort(labels, kind="stable").astype(np.int64)
+            begins = np.flatnonzero(np.diff(labels[by_class])) + 1
+            self._classes = np.split(by_class, begins) if n else []
         self.n, self.batch_size, self.shuffle, self.seed, self.drop_last = n, batch_size, shuffle, seed, drop_last
         self.rank, self.world_size = rank, world_size
         self.epoch = self.start_batch = 0
@@ -283,7 +321,35 @@ class EpochBatches(Sampler[list[tuple[int, int]]]):
         epoch = self.epoch
         rng = np.random.default_rng((self.seed, epoch))
         order = rng.permutation(self.n) if self.shuffle else np.arange(self.n)
-        mine = order[self.rank :: self.world_size]
+        turns = np.full(self.n, epoch)
+        if self._classes:
+            order, turns = (drawn[order] for drawn in self._take_turns(epoch))
+        mine, when = (whole[self.rank :: self.world_size] for whole in (order, turns))
         for batch in range(self.start_batch, self.batches_per_epoch):
-            part = mine[batch * self.batch_size : (batch + 1) * self.batch_size]
-            yield [(epoch, index) for index in part.tolist()]
+            part = slice(batch * self.batch_size, (batch + 1) * self.batch_size)
+            yield list(zip(when[part].tolist(), mine[part].tolist(), strict=True))
+
+    def _take_turns(self, epoch: int) -> tuple[Indices, Indices]:
+        """The items of a balanced epoch and how often each was drawn before, (n,) each, class by class."""
+        assert self._classes
+        drawn: list[tuple[Indices, Indices]] = []
+        classes = len(self._classes)
+        for place, items in enumerate(self._classes):
+            # Draws are dealt to the classes like cards, over all epochs: the n-th of all to class n mod their number.
+            first, last = ((n + classes - 1 - place) // classes for n in (epoch * self.n, (epoch + 1) * self.n))
+            drawn.append(_draws(items, first, last, (self.seed, place)))
+        found, before = zip(*drawn, strict=True)
+        return np.concatenate(found), np.concatenate(before)
+
+
+def _draws(items: Indices, first: int, last: int, seeds: tuple[int, int]) -> tuple[Indices, Indices]:
+    """The draws of a class from the ``first`` to that before the ``last``, and how often each item was drawn before."""
+    passes = max(1, _BLOCK // len(items))  # several permutations at a time: a class may have but one item
+    length = passes * len(items)
+    blocks = range(first // length, -(-last // length))
+    tiled = np.tile(items, (passes, 1))
+    # The 3 keeps these apart from what clips and steps are varied by.
+    drawn = [np.random.default_rng((*seeds, block, 3)).permuted(tiled, axis=1).ravel() for block in blocks]
+    begin = first % length
+    found = np.concatenate([*drawn, items[:0]])[begin : begin + last - first]
+    return found, np.arange(first, last) // len(items)

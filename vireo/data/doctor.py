@@ -20,12 +20,12 @@ from rich.text import Text
 
 from vireo import progress
 from vireo.data import duplicates
-from vireo.data.annotations import read_table
+from vireo.data.annotations import read_table, split_format
 from vireo.data.doctor_page import write_page
 from vireo.data.doctor_report import SEVERITIES, SHOWN, Report, Summary, print_report
 from vireo.data.examine import FileFacts, Journal, examine, stamp
 from vireo.data.findings import FINDERS, Examined, decode_costs
-from vireo.data.outputs import claim_outside, data_place, printable, shorter_names, write_text
+from vireo.data.outputs import claim_outside, printable, shorter_names, write_text
 from vireo.data.pool import Crash, map_in_processes
 from vireo.data.table import ClipTable
 from vireo.errors import UsageError
@@ -146,7 +146,7 @@ def check_command(
     json: bool = False,
 ) -> int:
     """What `vireo data check` does; returns 0 when nothing must be mended, else 1."""
-    place = data_place(data)
+    place = split_format(data)[1]
     name = place.resolve().name if place.is_dir() else place.stem
     out = Path(f"{name or 'data'}.check") if out is None else out
     claim_outside(out, place)

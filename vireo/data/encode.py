@@ -18,13 +18,13 @@ from typing import Any, NamedTuple
 import av
 import av.error
 import numpy as np
-from av.container import InputContainer
 from av.video.frame import VideoFrame
 from av.video.reformatter import ColorRange, VideoReformatter
 
+from vireo.data.container import Video
 from vireo.data.decode import probe
-from vireo.data.frames import is_frame_folder, read_frame_folder
-from vireo.data.sampling import Indices
+from vireo.data.frames import is_frame_folder, read_all_frames
+from vireo.data.pictures import quarter_turns
 from vireo.errors import DecodeError, UsageError, writing
 
 FOLDER_FPS = 25
@@ -32,7 +32,6 @@ FOLDER_FPS = 25
 B_FRAMES = 3
 """Successive frames that no other refers to: on 342×256 clips, reading 8 took 7.9 ms with 3, 8.8 with 1, 10.2 with
 none; with CABAC and deblocking 15.0 and 19.0 ms."""
-_WINDOW = 32  # images of a frame folder in memory at a time
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,36 +122,20 @@ class _NoTimesError(Exception):
 
 
 def _video_frames(source: str) -> Iterator[VideoFrame]:
-    """All frames of a video that `probe` found to be whole."""
-    try:
-        with av.open("file:" + source, metadata_errors="replace", options={"protocol_whitelist": "file"}) as container:
-            yield from _decode(container)
-    except (av.error.FFmpegError, OSError, ValueError, IndexError) as error:
-        raise DecodeError(source, f"can't be read to its end ({getattr(error, 'strerror', None) or error})") from None
-
-
-def _decode(container: InputContainer) -> Iterator[VideoFrame]:
-    stream = next(s for s in container.streams.video if not s.disposition & type(s.disposition).attached_pic)
-    stream.thread_type = "NONE"
-    stream.codec_context.thread_count = 1
-    for packet in container.demux(stream):
-        if packet.size or packet.dts is None:  # an empty packet inside says "the same frame again"
-            yield from packet.decode()
+    with Video(source) as video:
+        base = video.time_base
+        for frame in video.frames(video.packets()):
+            if base:
+                frame.time_base = base  # those that the decoder held back at the end come without
+            yield frame
 
 
 def _folder_frames(source: str, announced: int | None) -> Iterator[VideoFrame]:
     if not is_frame_folder(source):
         raise DecodeError(source, "a folder without frame images, not a video")
-    begin, count = 0, 1
-    while begin < count:
-
-        def plan(frame_count: int, begin: int = begin) -> Indices:
-            return np.arange(begin, min(begin + _WINDOW, frame_count))
-
-        frames = read_frame_folder(source, plan, frame_count=announced)
+    for frames in read_all_frames(source, frame_count=announced):
         for image in frames.data.permute(0, 2, 3, 1).numpy():
             yield VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24")
-        begin, count = begin + _WINDOW, frames.frame_count
 
 
 def _encode(
@@ -173,7 +156,8 @@ def _encode(
     convert = _Converter(first, config.short_side)
     with writing(part):  # FFmpeg's errors of the disk are OSErrors as well; those of the source are not
         try:
-            with av.open(str(part), "w", format="mp4", options={"movflags": "+faststart"}) as container:
+            # "file:": a name up to its first colon would be taken for a protocol.
+            with av.open(f"file:{part}", "w", format="mp4", options={"movflags": "+faststart"}) as container:
                 stream = container.add_stream("libx264", rate=rate or FOLDER_FPS, options=_options(config))
                 stream.width, stream.height, stream.pix_fmt = *convert.size, "yuv420p"
                 context = stream.codec_context
@@ -191,7 +175,7 @@ def _encode(
                     container.mux(stream.encode(new))
                     frame = next(frames, None)
                 container.mux(stream.encode(None))
-        except av.error.FFmpegError as error:
+        except (av.error.FFmpegError, ValueError) as error:
             if isinstance(error, OSError):
                 raise
             raise DecodeError(source, f"can't be written as H.264 ({error})") from None
@@ -223,7 +207,7 @@ class _Converter:
 
     def __init__(self, first: VideoFrame, short_side: int) -> None:
         width, height = first.width, first.height
-        if _quarter_turns(first) % 2:
+        if quarter_turns(first.rotation) % 2:
             width, height = height, width
         self.size = target_size(width, height, short_side)
         self._first = first
@@ -236,7 +220,7 @@ class _Converter:
             setattr(context, name, int(getattr(self._first, name)))
 
     def __call__(self, frame: VideoFrame) -> VideoFrame:
-        turns = _quarter_turns(frame)
+        turns = quarter_turns(frame.rotation)
         width, height = self.size if turns % 2 == 0 else self.size[::-1]
         new = self._reformatter.reformat(
             frame,
@@ -266,10 +250,6 @@ def _turned(frame: VideoFrame, turns: int) -> VideoFrame:
     return VideoFrame.from_ndarray(flat.reshape(-1, width), format="yuv420p")
 
 
-def _quarter_turns(frame: VideoFrame) -> int:
-    return round(frame.rotation / 90) % 4
-
-
 def _check_written(source: str, part: Path, count: int, stamps: Sequence[Fraction]) -> None:
     """Compare what lies on the disk with what went in.
 
@@ -278,7 +258,7 @@ def _check_written(source: str, part: Path, count: int, stamps: Sequence[Fractio
     """
     if len(stamps) != count:
         raise DecodeError(source, f"gives {len(stamps)} frames where {count} were counted")
-    with av.open(str(part), format="mp4") as container:
+    with av.open(f"file:{part}", format="mp4") as container:
         stream = container.streams.video[0]
         base = stream.time_base or Fraction(1)
         there = sorted(p.pts * base for p in container.demux(stream) if p.size and p.pts is not None)

@@ -14,24 +14,20 @@ import math
 import os
 import stat
 from dataclasses import asdict, dataclass, fields, replace
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-import av
 import av.error
-import numpy as np
 
+from vireo.data.container import open_video, regular_file
 from vireo.data.decode import probe, read_frames
 from vireo.data.duplicates import CELLS, FRAMES, signature
-from vireo.data.frames import is_frame_folder, read_frame_folder
+from vireo.data.frames import is_frame_folder, read_all_frames, read_frame_folder
 from vireo.data.journal import JsonLines
 from vireo.data.sampling import Indices, segment_indices
 from vireo.errors import DecodeError
 
 FORMAT = 1  # raise it whenever the same file would give other facts
-
-_WINDOW = 32  # images of a frame folder in memory at a time
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,6 +81,8 @@ def examine(path: str) -> FileFacts:
         return FileFacts(path=path, fault=error.reason, readable=_readable_frames(path))
     except OSError as error:
         return FileFacts(path=path, fault=f"can't be read ({error.strerror or error})")
+    except MemoryError:
+        return FileFacts(path=path, fault="not enough memory for its frames")
 
 
 def stamp(path: str) -> tuple[int, int] | None:
@@ -131,14 +129,10 @@ def _spread(frame_count: int) -> Indices:
     return segment_indices(frame_count, FRAMES)
 
 
-def _window(begin: int, frame_count: int) -> Indices:
-    return np.arange(begin, min(begin + _WINDOW, frame_count))
-
-
 def _examine_folder(path: str) -> FileFacts:
     seen = read_frame_folder(path, _spread)
-    for begin in range(0, seen.frame_count, _WINDOW):
-        read_frame_folder(path, partial(_window, begin))
+    for _ in read_all_frames(path):
+        pass
     content, size = _folder_content(path)
     return FileFacts(
         path=path,
@@ -170,17 +164,14 @@ def _folder_content(path: str) -> tuple[str, int]:
 
 def _readable_frames(path: str) -> int:
     """How many frames a player that goes on after damage would show up to the first error; 0 of what is no video."""
-    try:
-        if not stat.S_ISREG(os.stat(path).st_mode):
-            return 0
-        with av.open("file:" + path, metadata_errors="replace", options={"protocol_whitelist": "file"}) as container:
-            count = 0
-            with contextlib.suppress(av.error.FFmpegError, OSError, ValueError):
-                for frame in container.decode(video=0):
-                    count += not frame.is_corrupt
-            return count
-    except (av.error.FFmpegError, OSError, ValueError, IndexError):
-        return 0
+    count = 0
+    with contextlib.suppress(DecodeError, av.error.FFmpegError, OSError, ValueError, MemoryError):
+        regular_file(path)
+        container, stream = open_video(path)
+        with container:
+            for frame in container.decode(stream):
+                count += not frame.is_corrupt
+    return count
 
 
 # ------------------------------------------------------------------------------------------------- the journal

@@ -27,7 +27,7 @@ import signal
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -39,12 +39,12 @@ from rich.console import Console
 from rich.text import Text
 
 from vireo import progress
-from vireo.data.annotations import read_table
+from vireo.data.annotations import read_table, split_format
 from vireo.data.clips import read_clip
 from vireo.data.flow import BOUND, to_uint8
 from vireo.data.folders import is_video
 from vireo.data.images import UInt8, is_sane
-from vireo.data.outputs import data_place
+from vireo.data.outputs import LOCK, claim_outside, locked, printable
 from vireo.data.pool import Crash, map_in_processes
 from vireo.data.table import ClipRecord, ClipTable
 from vireo.errors import (
@@ -60,7 +60,6 @@ from vireo.files import replacing, write_failures
 METHODS = ("tvl1", "dis")
 LIST, FAILED, FACTS = "flow.csv", "failed.csv", "flow.json"
 _PARTIAL = ".partial"
-_LOCK = ".lock"
 _WINDOW = 64  # frames of a clip's first reading, before their size is known
 _HELD = 256 << 20  # bytes of frames decoded at a time
 _LONGEST_FACTS = 1 << 16  # bytes of a flow.json
@@ -248,6 +247,8 @@ class _Extract:
             return self._fill(target, job.record, source)
         except DecodeError as error:
             return _Outcome(reason=error.reason)
+        except MemoryError:
+            return _Outcome(reason="not enough memory for its frames")
         finally:
             self._watch(0.0)
 
@@ -439,7 +440,7 @@ def _opened(extract: _Extract) -> Iterator[Path]:
     _check_folder(root, extract.settings)
     with writing(root):
         root.mkdir(parents=True, exist_ok=True)
-    with _locked(root):
+    with locked(root):
         shutil.rmtree(root / _PARTIAL, ignore_errors=True)  # what a killed run left
         facts = {"kind": "vireo flow", **extract.settings}
         with writing(root / _PARTIAL):
@@ -459,7 +460,7 @@ def _check_folder(root: Path, settings: dict[str, object]) -> None:
         raise UsageError(f"{root} is not a folder; give a new one for the flow")
     facts = _read_facts(str(root / FACTS))
     if facts is None or facts.get("kind") != "vireo flow":
-        if any(name not in (_LOCK, _PARTIAL) for name in os.listdir(root)):
+        if any(name not in (LOCK, _PARTIAL) for name in os.listdir(root)):
             raise UsageError(f"{root} is not empty and holds no flow of an earlier run; give another folder")
         return
     for name, value in settings.items():
@@ -468,23 +469,6 @@ def _check_folder(root: Path, settings: dict[str, object]) -> None:
                 f"{root} holds flow with {name.replace('_', ' ')} {facts.get(name)}, not {value}; "
                 "give another folder, or the same settings"
             )
-
-
-@contextmanager
-def _locked(root: Path) -> Iterator[None]:
-    """Hold a lock that ends with this process; where the system or the file system has none, do without."""
-    with ExitStack() as stack:
-        with writing(root / _LOCK):
-            file = stack.enter_context(open(root / _LOCK, "a"))
-        try:
-            import fcntl
-
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UsageError(f"another run is writing to {root}; wait for it, or give another folder") from None
-        except (ImportError, OSError):
-            pass
-        yield
 
 
 def _read_facts(path: str) -> dict[str, Any] | None:
@@ -523,11 +507,11 @@ def flow_command(
     json: bool = False,
 ) -> int:
     """What `vireo flow` does: read the list, extract, say what it cost."""
-    _refuse_inside(data, out)
+    claim_outside(out, split_format(data)[1])
     table = read_table(data)
     console, errors = Console(highlight=False), Console(stderr=True, highlight=False)
     for note in table.notes:
-        errors.print(Text(note, "dim"), soft_wrap=True)
+        errors.print(Text(printable(note), "dim"), soft_wrap=True)
     with progress.bar("flow", len(table)) as advance:
         try:
             report = extract_flow(
@@ -542,22 +526,14 @@ def flow_command(
             )
         except KeyboardInterrupt:
             line = f"{out} holds {advance.done} of {len(table)} clips; the same command again completes the set"
-            advance.errors.print(Text(line), soft_wrap=True)
+            advance.errors.print(Text(printable(line)), soft_wrap=True)
             raise
     if json:
-        print(jsonlib.dumps(_as_dict(report, method, short_side, quality), ensure_ascii=False))
+        print(jsonlib.dumps(_as_dict(report, method, short_side, quality)))
         return 0
     for line, style in _lines(report, method, short_side):
-        console.print(Text(line, style), soft_wrap=True)
+        console.print(Text(printable(line), style), soft_wrap=True)
     return 0
-
-
-def _refuse_inside(data: str, out: Path) -> None:
-    """A set among the videos would be taken for clips the next time."""
-    place = data_place(data)
-    folder, into = os.path.realpath(place), os.path.realpath(out)
-    if into == folder or (os.path.isdir(folder) and os.path.commonpath([folder, into]) == folder):
-        raise UsageError(f"{out} is inside the data, {place}; give a folder beside it for the flow")
 
 
 def _as_dict(report: FlowReport, method: str, short_side: int, quality: int) -> dict[str, Any]:

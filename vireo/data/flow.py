@@ -36,7 +36,7 @@ import torch
 import torchvision
 from torch import Tensor
 
-from vireo.data.images import ENDING, UInt8, image_fault, is_sane, list_folder, read_image
+from vireo.data.images import ENDING, UInt8, image_fault, is_folder, is_sane, list_folder, read_image
 from vireo.data.sampling import Indices, segment_indices
 from vireo.errors import DecodeError
 
@@ -170,7 +170,7 @@ def _images(folder: str | Path) -> Iterator[tuple[int, int, str]]:
     for entry in list_folder(folder):
         if match := _FLAT.fullmatch(entry.name):
             yield _AXIS[match[1].lower()], int(match[2]), entry.path
-        elif entry.name.lower() in _AXIS and entry.is_dir():
+        elif entry.name.lower() in _AXIS and is_folder(entry):
             for file in list_folder(entry.path):
                 if match := _NUMBERED.fullmatch(file.name):
                     yield _AXIS[entry.name.lower()], int(match[1]), file.path

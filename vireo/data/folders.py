@@ -11,6 +11,7 @@ import numpy as np
 
 from vireo.data.flow import is_flow_clip
 from vireo.data.frames import is_frame_folder
+from vireo.data.images import is_folder, list_folder
 from vireo.data.labels import check_known, natural_order
 from vireo.data.splits import SPLIT_WORDS
 from vireo.data.table import ClipTable, StringColumn, some
@@ -95,7 +96,7 @@ def read_folder(root: Path, label_names: Sequence[str] | None, modality: str) ->
 
 def _subfolders(folder: Path) -> list[str]:
     with os.scandir(folder) as entries:
-        return natural_order(e.name for e in entries if not e.name.startswith(".") and e.is_dir())
+        return natural_order(e.name for e in entries if not e.name.startswith(".") and is_folder(e))
 
 
 def _holds_classes(folder: Path, modality: str) -> bool:
@@ -104,11 +105,11 @@ def _holds_classes(folder: Path, modality: str) -> bool:
 
 
 def _is_clip_folder(path: str, modality: str) -> bool:
-    """Whether a folder is one clip: of flow images, or of frame images with no videos beside them."""
+    """Whether a folder is one clip: of flow images, or of frame images; or is to be one and empty, by its name."""
     if modality == "flow":
         return is_flow_clip(path)
     if not is_frame_folder(path):
-        return False
+        return is_video(path) and not any(True for _ in list_folder(path))
     with os.scandir(path) as entries:
         return not any(is_video(entry.name) for entry in entries)  # then the images are pictures of them
 
@@ -127,9 +128,9 @@ _LOOKS = {
 def clips_below(folder: Path, modality: str = "rgb") -> tuple[list[str], Counter[str]]:
     """The clips in a folder at any depth, in natural order, and the endings of the other files.
 
-    Whatever has a video's name and is no folder counts, broken links too: a clip that can't be read
-    is to be reported, not overlooked. So do folders of frame images, but not ``folder`` itself. Of flow, .npy files
-    and folders of flow images count.
+    Whatever has a video's name counts, broken links and empty folders too: a clip that can't be read is to be
+    reported, not overlooked. So do folders of frame images, but not ``folder`` itself. Of flow, .npy files and folders
+    of flow images count.
     """
     clips: list[str] = []
     others = Counter[str]()
@@ -144,14 +145,14 @@ def clips_below(folder: Path, modality: str = "rgb") -> tuple[list[str], Counter
             for entry in entries:
                 if entry.name.startswith("."):
                     continue
-                is_folder = entry.is_dir()
-                if is_folder:
+                below = is_folder(entry)
+                if below:
                     is_clip = _is_clip_folder(entry.path, modality)
                 else:
                     is_clip = is_flow_clip(entry.path) if modality == "flow" else is_video(entry.name)
                 if is_clip:
                     clips.append(entry.path)
-                elif is_folder:
+                elif below:
                     waiting.append(Path(entry.path))
                 else:
                     others[os.path.splitext(entry.name)[1].lower()] += 1

@@ -28,6 +28,7 @@ from typing import Any, NamedTuple
 
 from vireo.data.flow import is_flow_clip
 from vireo.data.folders import is_video, read_folder
+from vireo.data.images import is_folder
 from vireo.data.labels import natural_order, read_label_map
 from vireo.data.lists import bounded_lines, csv_lists_in, opened, read_csv, read_list
 from vireo.data.rows import Block, Faults, Rows, is_utf8, quote
@@ -190,15 +191,15 @@ def _find_media(root: Path, wanted: set[str], likely: Sequence[str], modality: s
         below, parent = [], _plain(os.path.basename(folder))
         with os.scandir(folder) as entries:
             for entry in sorted(entries, key=lambda entry: entry.name):
-                is_folder = entry.is_dir()
-                stem = entry.name if is_folder else os.path.splitext(entry.name)[0]
+                holds_more = is_folder(entry)
+                stem = entry.name if holds_more else os.path.splitext(entry.name)[0]
                 key = _key(stem, fold)
-                if key in wanted and _is_clip(entry.path, is_folder, modality):
-                    places = folders if is_folder else videos
+                if key in wanted and _is_clip(entry.path, holds_more, modality):
+                    places = folders if holds_more else videos
                     places.setdefault(key, entry.path)
                     if parent in names:
                         places.setdefault((parent, key), entry.path)
-                elif is_folder and key not in wanted and depth < _DEEPEST and _may_hold_clips(entry.name, names):
+                elif holds_more and key not in wanted and depth < _DEEPEST and _may_hold_clips(entry.name, names):
                     below.append(entry.path)
         waiting.extend((path, depth + 1) for path in natural_order(below))
     return _Media({**folders, **videos}, searched)

@@ -15,20 +15,24 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import torch
 import torchvision
 
-from vireo.data.decode import Frames, Int64, Plan
+from vireo.data.decode import Plan
 from vireo.data.flow import FLOW_PREFIXES
 from vireo.data.images import ENDING, UInt8, image_fault, list_folder, read_image
+from vireo.data.index import Int64
+from vireo.data.pictures import Frames, check_memory
 from vireo.errors import DecodeError
 
 _NUMBERED = re.compile(rf"(|.*[^0-9])([0-9]{{1,18}}){ENDING}", re.IGNORECASE)  # of int64
 _SHOWN = 5  # gaps in the numbering that a message names
+_WINDOW = 32  # images in memory at a time when all are read
 
 
 def frame_reader_name() -> str:
@@ -72,40 +76,74 @@ def read_frame_folder(path: str | Path, plan: Plan, *, frame_count: int | None =
             is wanted is damaged or of another size than the first.
     """
     path = os.fspath(path)
+    with _faults(path):
+        files = _list_frames(path, frame_count)
+        return _read(path, files, plan(len(files)))
+
+
+def read_all_frames(path: str | Path, *, frame_count: int | None = None) -> Iterator[Frames]:
+    """Read all frames of a folder of images, a few at a time; it is listed once.
+
+    Args:
+        path: the folder.
+        frame_count: as in `read_frame_folder`.
+
+    Raises:
+        DecodeError: while iterating, as `read_frame_folder`.
+    """
+    path = os.fspath(path)
+    with _faults(path):
+        files = _list_frames(path, frame_count)
+        size: torch.Size | None = None
+        for begin in range(0, len(files), _WINDOW):
+            frames = _read(path, files, np.arange(begin, min(begin + _WINDOW, len(files)), dtype=np.int64))
+            size = size or frames.data.shape[2:]
+            if frames.data.shape[2:] != size:
+                raise _other_size(path, files[begin], frames.data.shape[2:], files[0], size)
+            yield frames
+
+
+@contextmanager
+def _faults(path: str) -> Iterator[None]:
+    """Turn the system's errors into `DecodeError`."""
     try:
-        files = _list_frames(path)
-        if frame_count is not None and not 0 < frame_count <= len(files):
-            raise DecodeError(path, f"{frame_count} frames announced, {len(files)} images there")
-        count = len(files) if frame_count is None else frame_count
-        indices = plan(count)
-        unique, places = np.unique(indices, return_inverse=True)
-        data = _read(path, [files[i] for i in unique.tolist()])
+        yield
     except OSError as error:
         missing = isinstance(error, FileNotFoundError | NotADirectoryError)
         raise DecodeError(path, "no such folder" if missing else f"can't be read ({error.strerror})") from None
+
+
+def _read(path: str, files: list[str], indices: Int64) -> Frames:
+    unique, places = np.unique(indices, return_inverse=True)
+    data = _images_of(path, [files[i] for i in unique.tolist()], len(indices))
     if len(unique) < len(indices):
         data = data[places]
     tensor = torch.from_numpy(data).permute(0, 3, 1, 2)
-    return Frames(data=tensor, indices=indices.astype(np.int64), frame_count=count, path=path, backend="images")
+    return Frames(data=tensor, indices=indices.astype(np.int64), frame_count=len(files), path=path, backend="images")
 
 
-def _read(path: str, files: list[str]) -> UInt8:
-    """(U, H, W, 3)."""
+def _images_of(path: str, files: list[str], count: int) -> UInt8:
+    """(U, H, W, 3); ``count`` of them are wanted, repetitions included."""
     frames: UInt8 | None = None
     for i, file in enumerate(files):
         image = read_image(os.path.join(path, file), clip=path)
         if frames is None:
+            check_memory(path, count, image.shape[1], image.shape[0])
             frames = np.empty((len(files), *image.shape), dtype=np.uint8)
         if image.shape != frames.shape[1:]:
-            sizes = "×".join(map(str, image.shape[1::-1])), "×".join(map(str, frames.shape[2:0:-1]))
-            raise image_fault(os.path.join(path, file), path, f"{sizes[0]} pixels where {files[0]} has {sizes[1]}")
+            raise _other_size(path, file, image.shape[:2], files[0], frames.shape[1:3])
         frames[i] = image
     assert frames is not None  # a plan asks for one frame at least
     return frames
 
 
-def _list_frames(path: str) -> list[str]:
-    """Names of the images in the order of their numbers."""
+def _other_size(path: str, file: str, size: Sequence[int], first: str, its: Sequence[int]) -> DecodeError:
+    what = f"{size[1]}×{size[0]} pixels where {first} has {its[1]}×{its[0]}"
+    return image_fault(os.path.join(path, file), path, what)
+
+
+def _list_frames(path: str, announced: int | None) -> list[str]:
+    """Names of the images in the order of their numbers, as many as a list announces."""
     found: dict[int, str] = {}
     first: tuple[str, str] | None = None
     for prefix, number, name in _images(path):
@@ -125,7 +163,9 @@ def _list_frames(path: str) -> list[str]:
         raise DecodeError(path, f"missing frames: {gaps} (of {numbers[0]} to {numbers[-1]})")
     if numbers[0] > 1:
         raise DecodeError(path, f"begins at frame {numbers[0]}; a folder of frames begins at 0 or 1")
-    return [found[number] for number in numbers.tolist()]
+    if announced is not None and not 0 < announced <= len(found):
+        raise DecodeError(path, f"{announced} frames announced, {len(found)} images there")
+    return [found[number] for number in numbers[:announced].tolist()]
 
 
 def _gaps(numbers: Int64) -> str:

@@ -28,7 +28,11 @@ UInt8 = npt.NDArray[np.uint8]
 ENDING = r"\.(?:jpe?g|png)"
 """Pattern of the endings of images' names, to be compiled with IGNORECASE."""
 MAX_SIDE = 16384
+"""Longest side of a frame, pixels."""
 MAX_PIXELS = 1 << 26
+"""Most pixels of a frame: 8K for both eyes, 8192×8192."""
+MAX_ASPECT = 64
+"""How many times as long as the other a side of a frame may be: a resize of the short side lengthens both."""
 MAX_FILE = 64 << 20
 """Largest image file, bytes."""
 MAX_ENTRIES = 400_000
@@ -68,7 +72,7 @@ def read_image(file: str, *, clip: str, gray: bool = False) -> UInt8:
     if size is None:
         raise fault("not a JPEG or PNG image, or its header is damaged")
     if not is_sane(*size):  # before memory is taken for it
-        raise fault(f"{size[1]}×{size[0]} pixels are more than any real video's")
+        raise fault(f"{size[1]}×{size[0]} pixels; no real video has such frames")
     mode = ImageReadMode.GRAY if gray else ImageReadMode.RGB
     try:
         image = decode_image(torch.frombuffer(data, dtype=torch.uint8), mode, apply_exif_orientation=not gray)
@@ -98,6 +102,14 @@ def list_folder(folder: str | Path) -> Iterator[os.DirEntry[str]]:
                 yield entry
 
 
+def is_folder(entry: os.DirEntry[str]) -> bool:
+    """Whether an entry is a folder or a link to one; links that lead in a circle or nowhere are none."""
+    try:
+        return entry.is_dir()
+    except OSError:
+        return False
+
+
 def image_fault(file: str, clip: str, what: str) -> DecodeError:
     """The error of a clip in whose folder one file is wrong."""
     return DecodeError(clip, f"{os.path.relpath(file, clip)}: {what}")
@@ -105,7 +117,8 @@ def image_fault(file: str, clip: str, what: str) -> DecodeError:
 
 def is_sane(height: int, width: int) -> bool:
     """Whether a picture of a video can have this size."""
-    return 0 < height <= MAX_SIDE and 0 < width <= MAX_SIDE and height * width <= MAX_PIXELS
+    short, long = sorted((height, width))
+    return short > 0 and long <= min(MAX_SIDE, MAX_ASPECT * short) and height * width <= MAX_PIXELS
 
 
 def picture_size(data: bytes | bytearray) -> tuple[int, int] | None:

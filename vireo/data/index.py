@@ -18,9 +18,10 @@ import os
 import sqlite3
 import stat
 import threading
+import time
 import zlib
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from functools import cached_property
 from pathlib import Path
@@ -37,6 +38,11 @@ Int64 = npt.NDArray[np.int64]
 _VERSION = f"2 {av.__version__} {av.library_versions['libavcodec']}"  # another decoder may need other facts
 _LARGEST_ROW = 64 << 20  # bytes, unpacked; about 2 million packets
 _BUSY_SECONDS = 0.2
+_TRIES = 5  # to open it
+
+
+class NotAsIndexedError(Exception):
+    """A file gives other packets or frames than its index says."""
 
 
 class FileKey(NamedTuple):
@@ -87,35 +93,49 @@ class Coding(NamedTuple):
     """Range, primaries, transfer and matrix as the container says."""
 
 
+_NONE: Int64 = np.empty(0, np.int64)
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class VideoIndex:
     """Facts of one video. P packets in the order of the file, F frames in the order in which they are shown."""
 
     coding: Coding
-    picture: Picture | None
+    picture: Picture | None = None
     """None = not known, or not the same for all frames seen."""
     time_base: Fraction | None
+    """Of the time stamps, s."""
     fps: Fraction | None
     """Average frame rate, 1/s."""
-    frame_count: int
-    """F."""
-    pts: Int64
+    frame_count: int = 0
+    """F; 0 = not known yet."""
+    pts: Int64 = field(default_factory=lambda: _NONE)
     """(F,) time stamps of the frames, increasing; or none, where the file has none in order."""
     slow: str
     """Why the video must be decoded in sequence; "" = it need not."""
-    order: Int64
+    order: Int64 = field(default_factory=lambda: _NONE)
     """(F,) the packet that each frame comes from; of slow videos none."""
-    roles: npt.NDArray[np.uint8]
+    roles: npt.NDArray[np.uint8] = field(default_factory=lambda: _NONE.astype(np.uint8))
     """(P,) what each packet is good for, see `vireo.data.bitstreams`; of slow videos none."""
-    offsets: Int64
+    offsets: Int64 = field(default_factory=lambda: _NONE)
     """(P,) where each packet begins in the file, bytes; none = packets can only be had from the container."""
-    sizes: Int64
+    sizes: Int64 = field(default_factory=lambda: _NONE)
     """(P,) bytes; as `offsets`."""
 
     @property
     def fast(self) -> bool:
         """Whether packets may be left out."""
         return not self.slow
+
+    def with_looks(self, looks: set[Picture]) -> VideoIndex:
+        """With what all its frames look like; where they differ, the container must be asked each time."""
+        if len(looks) == 1:
+            return replace(self, picture=next(iter(looks)))
+        return replace(self, picture=None, offsets=_NONE, sizes=_NONE)
+
+    def slowed(self, reason: str) -> VideoIndex:
+        """Without what is known of its packets, so that it is decoded in sequence."""
+        return VideoIndex(coding=self.coding, picture=self.picture, time_base=self.time_base, fps=self.fps, slow=reason)
 
     @cached_property
     def ranks(self) -> Int64:
@@ -260,7 +280,7 @@ _inherited: list[object] = []  # connections of the parent process: SQLite forbi
 
 
 def _connection() -> sqlite3.Connection | None:
-    """This process's connection, opened when first asked for; one failure to open is final."""
+    """This process's connection, opened when first asked for; that it can't be opened is final."""
     global _opened
     get = os.environ.get
     settings = (os.getpid(), get("VIREO_CACHE"), get("XDG_CACHE_HOME"), get("HOME"))
@@ -285,32 +305,48 @@ def _after_fork() -> None:
 os.register_at_fork(after_in_child=_after_fork)
 
 
-def _open(path: Path, *, again: bool = False) -> sqlite3.Connection | None:
-    connection: sqlite3.Connection | None = None
+def _open(path: Path) -> sqlite3.Connection | None:
+    """A connection; None = there can't be one.
+
+    It is tried again where other processes are making the cache at this moment, which happens when all workers of a
+    first run begin at once, and where it is broken.
+    """
+    for _ in range(_TRIES):
+        try:
+            return _connect(path)
+        except (sqlite3.Error, OSError, ValueError) as error:
+            if _code(error) in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+                time.sleep(_BUSY_SECONDS)
+            elif not (_is_broken(error) and _remove(path)):
+                return None
+    return None
+
+
+def _connect(path: Path) -> sqlite3.Connection:
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    if path.exists() and not stat.S_ISREG(path.stat().st_mode):
+        raise OSError("no regular file")  # SQLite would wait for a FIFO
+    connection = sqlite3.connect(
+        path, timeout=_BUSY_SECONDS, isolation_level=None, check_same_thread=False, cached_statements=8
+    )
     try:
-        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        if path.exists() and not stat.S_ISREG(path.stat().st_mode):
-            return None  # SQLite would wait for a FIFO
-        connection = sqlite3.connect(
-            path, timeout=_BUSY_SECONDS, isolation_level=None, check_same_thread=False, cached_statements=8
-        )
         for pragma in ("trusted_schema = OFF", "journal_mode = WAL", "synchronous = OFF", "mmap_size = 0"):
             connection.execute(f"PRAGMA {pragma}").fetchall()
         connection.execute(
             "CREATE TABLE IF NOT EXISTS videos (id INTEGER PRIMARY KEY, size INTEGER, changed INTEGER, facts BLOB)"
         )
-        return connection
-    except (sqlite3.Error, OSError, ValueError) as error:
-        if connection is not None:
-            connection.close()
-        if _is_broken(error) and not again and _remove(path):
-            return _open(path, again=True)
-        return None
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def _code(error: Exception) -> int:
+    return int(getattr(error, "sqlite_errorcode", 0)) & 0xFF
 
 
 def _is_broken(error: Exception) -> bool:
-    code = getattr(error, "sqlite_errorcode", 0)
-    return code & 0xFF in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
+    return _code(error) in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 
 
 def _start_again(error: Exception) -> None:
@@ -319,7 +355,7 @@ def _start_again(error: Exception) -> None:
     settings, path, connection = _opened or ((), None, None)
     if _is_broken(error) and path is not None and connection is not None:
         connection.close()
-        _opened = (settings, path, _open(path, again=True) if _remove(path) else None)
+        _opened = (settings, path, _open(path) if _remove(path) else None)
 
 
 def _remove(path: Path) -> bool:

@@ -60,4 +60,5 @@ class JsonLines:
     def _write(self, line: bytes) -> None:
         assert self._file is not None
         with writing(self.path):
-            self._file.write(line)
+            while line:  # on a disk that is nearly full, a part is written first
+                line = line[self._file.write(line) :]

@@ -14,7 +14,15 @@ from vireo.errors import DataError
 from vireo.files import replacing
 
 _MOST_LABELS = 1 << 20
-_LONGEST_LABEL = 1 << 12  # characters
+LONGEST_LABEL = 1000
+"""Characters of a label's text."""
+A_LABEL = f"a label is one line of text, at most {LONGEST_LABEL:,} characters, without spaces around it"
+_LONGEST_LINE = 2 * LONGEST_LABEL
+
+
+def is_label(text: str) -> bool:
+    """Whether a text can be the name of a class, see `A_LABEL`."""
+    return len(text) <= LONGEST_LABEL and text.splitlines() == [text] and text == text.strip()
 
 
 def natural_order(names: Iterable[str]) -> list[str]:
@@ -59,8 +67,8 @@ def write_label_map(path: str | Path, names: Sequence[str]) -> Path:
     """
     path = Path(path)
     for index, name in enumerate(names):
-        if name.splitlines() != [name] or name != name.strip():
-            raise DataError(f"label {index} is {name!r}; a label is one line of text without spaces around it")
+        if not is_label(name):
+            raise DataError(f"label {index} is {name[:80]!r}; {A_LABEL}")
     if len(set(names)) < len(names):
         raise DataError(f"a label name occurs twice in {some(names)}")
     with replacing(path) as file:
@@ -78,18 +86,14 @@ def read_label_map(path: str | Path) -> tuple[str, ...]:
         raise DataError(f"{path} is no regular file; it must be a list of labels, one per line")
     try:
         with open(path, encoding="utf-8-sig", errors="surrogateescape") as file:
-            lines = [
-                line.strip() for line in itertools.islice(iter(lambda: file.readline(_LONGEST_LABEL), ""), _MOST_LABELS)
-            ]
+            lines = list(itertools.islice(iter(lambda: file.readline(_LONGEST_LINE), ""), _MOST_LABELS))
     except OSError as error:
         raise DataError(f"{path} can't be read: {error.strerror}") from None
+    cut = any(len(line) == _LONGEST_LINE for line in lines)
+    lines = [line.strip() for line in lines]
     while lines and not lines[-1]:
         lines.pop()
-    if (
-        not lines
-        or len(lines) >= _MOST_LABELS
-        or any(len(line) >= _LONGEST_LABEL - 1 or "\0" in line for line in lines)
-    ):
+    if cut or not 0 < len(lines) < _MOST_LABELS or any(len(line) > LONGEST_LABEL or "\0" in line for line in lines):
         raise DataError(f"{path} is no list of labels; it must hold the name of one class per line")
     seen: dict[str, int] = {}
     for number, line in enumerate(lines, 1):

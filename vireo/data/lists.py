@@ -126,13 +126,36 @@ def _parse_csv(path: Path, file: TextIO, label_names: Sequence[str] | None) -> C
             before = reader.line_num
             _add_block(rows, block, numbers, columns, delimiter)
     except csv.Error as error:
-        raise DataError(f"{path}, line {reader.line_num + 1}: {error}") from None
+        rows.faults.check(path)
+        raise DataError(f"{path}, line {_torn_line(path, file, delimiter)}: {_torn_row(error)}") from None
     rows.faults.check(path)
     if not len(rows):
         raise DataError(f"{path} lists no clips: there is nothing below its header")
     if not is_utf8("".join(rows.labels)):
         raise DataError(_not_utf8(path))
     return rows.table(label_names, base=str(path.parent), relative_to="the CSV's folder")
+
+
+def _torn_line(path: Path, file: TextIO, delimiter: str) -> int:
+    """Where the row begins that can't be taken apart."""
+    file.seek(0)
+    lines = bounded_lines(path, file)
+    next(lines, "")
+    reader, begin = csv.reader(lines, delimiter=delimiter, strict=True), 2
+    with contextlib.suppress(csv.Error):
+        for _ in reader:
+            begin = reader.line_num + 2
+    return begin
+
+
+def _torn_row(error: csv.Error) -> str:
+    """What is wrong with it, in plain words."""
+    text = str(error)
+    if "field limit" in text or "end of data" in text:
+        return 'a quote (") opens here and is not closed; close it, or write "" for a quote inside a value'
+    if "expected after" in text:
+        return 'something follows a closing quote ("); write "" for a quote inside a value'
+    return text
 
 
 def _line_count(row: list[str]) -> int:
@@ -148,7 +171,8 @@ def _check_header(path: Path, columns: list[str]) -> None:
     unknown = [name for name in columns if name not in COLUMNS]
     missing = [name for name in COLUMNS[:2] if name not in columns]
     if missing and len(unknown) == len(columns):
-        raise DataError(f"{path} has no header line; the first line must be {wanted}")
+        other = f"; list:{path} reads lists of `path label` with spaces" if len(columns) == 1 else ""
+        raise DataError(f"{path} has no header line; the first line must be {wanted}{other}")
     if unknown:
         near = [difflib.get_close_matches(name, COLUMNS, n=1, cutoff=0.5) for name in unknown]
         hint = " ".join(f"Did you mean {n[0]!r} for {name!r}?" for name, n in zip(unknown, near, strict=True) if n)
@@ -194,7 +218,7 @@ def _columns(block: list[list[str]], lines: list[int], columns: list[str]) -> Bl
         _Doubt: a row is blank or wrong.
     """
     cells = {name: list(map(str.strip, column)) for name, column in zip(columns, zip(*block, strict=True), strict=True)}
-    if not all(cells["path"]) or not all(map(_is_line, set(cells["label"]))) or "\0" in "".join(cells["path"]):
+    if not all(cells["path"]) or not all(cells["label"]) or "\0" in "".join(cells["path"]):
         raise _Doubt
     splits = None
     if "split" in cells:
@@ -225,10 +249,6 @@ def _columns(block: list[list[str]], lines: list[int], columns: list[str]) -> Bl
         ends=ends,
         frames=frames,
     )
-
-
-def _is_line(text: str) -> bool:
-    return text.splitlines() == [text]
 
 
 def _seconds(cells: list[str] | None) -> Float64 | None:
@@ -285,8 +305,6 @@ def _fault(row: list[str], columns: list[str], delimiter: str) -> str:
             return f"{name} is empty"
     if "\0" in cells["path"]:
         return "path holds a null character"
-    if not _is_line(cells["label"]):
-        return f"label is {quote(cells['label'])}; it must be one line of text"
     if "split" in cells and cells["split"].lower() not in SPLIT_WORDS:
         near = difflib.get_close_matches(cells["split"].lower(), SPLIT_WORDS, n=1, cutoff=0.5)
         return f"unknown split {quote(cells['split'])}; use " + (

@@ -11,6 +11,7 @@ whose process crashed or was stuck is tried once more in another one; then it is
 from __future__ import annotations
 
 import mmap
+import time
 import weakref
 from collections import deque
 from collections.abc import Iterator
@@ -37,10 +38,14 @@ class ClipLoader:
 
     Every iteration yields what its sampler of batches says at that moment. The processes live on for the
     next iteration; those of an iteration that is left early end.
+
+    Attributes:
+        reading: seconds that went into reading clips so far, those of all processes added up.
     """
 
     def __init__(self, dataset: ClipDataset, batches: Sampler[list[Key]], workers: int, timeout: float) -> None:
         self.dataset, self.batches, self.workers, self.timeout = dataset, batches, workers, timeout
+        self.reading = 0.0
         self._pinned = torch.cuda.is_available()
         self._idle: _Crew | None = None
         self._crews: weakref.WeakSet[_Crew] = weakref.WeakSet()
@@ -53,13 +58,19 @@ class ClipLoader:
     def __iter__(self) -> Iterator[Batch]:
         if self.workers:
             return self._from_processes()
-        return (collate([self.dataset[key] for key in keys], pinned=self._pinned) for keys in self.batches)
+        return (self._read_here(keys) for keys in self.batches)
 
     def close(self) -> None:
         """End the processes, and with them any iteration under way; the next one starts others."""
         for crew in list(self._crews):
             crew.pool.close()
         self._idle = None
+
+    def _read_here(self, keys: list[Key]) -> Batch:
+        began = time.perf_counter()
+        batch = collate([self.dataset[key] for key in keys], pinned=self._pinned)
+        self.reading += time.perf_counter() - began
+        return batch
 
     def _from_processes(self) -> Iterator[Batch]:
         todo = iter(self.batches)
@@ -70,6 +81,7 @@ class ClipLoader:
         crew, self._idle = self._idle or _Crew(self.dataset, self.workers, self.timeout, ahead * len(keys)), None
         self._crews.add(crew)
         building: deque[BatchBuilder] = deque()
+        before = crew.reading
         try:
             while True:
                 while keys is not None and len(building) < ahead:
@@ -79,6 +91,7 @@ class ClipLoader:
                     break
                 while building[0].missing:
                     self._hopeless.update((failure.index, failure) for failure in crew.collect())
+                    self.reading, before = self.reading + crew.reading - before, crew.reading
                 batch = building.popleft().batch()
                 if keys is not None:  # before the caller takes its time over this one
                     building.append(self._begin(keys, crew))
@@ -144,12 +157,15 @@ class _Loaded(NamedTuple):
     label: int
     index: int  # type: ignore[assignment]  # hides tuple.index
     moved: float
+    seconds: float
+    """That reading it took."""
 
 
 class _Crew:
     """Processes, the memory they share with this one, and what they were asked for."""
 
     def __init__(self, dataset: ClipDataset, workers: int, timeout: float, slots: int) -> None:
+        self.reading = 0.0  # seconds, those of all processes added up
         self._table, size = dataset.table, dataset.clip_bytes
         slots = min(slots, _MOST_SHARED // size) if FORKED else 0  # others can't share memory that has no name
         self._memory = (
@@ -178,6 +194,7 @@ class _Crew:
             order, slot = self._orders.pop(ticket)
             if isinstance(answer, _Loaded):
                 clip = answer.clip
+                self.reading += answer.seconds
                 order.builder.put_clip(order.place, self._slot(slot, clip), answer.label, answer.index, answer.moved)
             elif isinstance(answer, Failure):
                 order.builder.put(order.place, answer)
@@ -212,11 +229,14 @@ class _Load:
 
     def __call__(self, item: tuple[Key, int | None]) -> _Loaded | Failure:
         key, slot = item
+        began = time.perf_counter()
         sample = self._dataset[key]
         if isinstance(sample, Failure):
             return sample
         clip = sample.clip.permute(0, 2, 3, 1)
         if self._memory is None or slot is None or clip.numel() > self._memory.shape[1]:
-            return _Loaded(clip.contiguous().numpy(), sample.label, sample.index, sample.moved)
-        self._memory[slot, : clip.numel()].view(clip.shape).copy_(clip)
-        return _Loaded(tuple(clip.shape), sample.label, sample.index, sample.moved)
+            shown: Any = clip.contiguous().numpy()
+        else:
+            self._memory[slot, : clip.numel()].view(clip.shape).copy_(clip)
+            shown = tuple(clip.shape)
+        return _Loaded(shown, sample.label, sample.index, sample.moved, time.perf_counter() - began)

@@ -13,6 +13,7 @@ _PLACEHOLDERS = """
     label na nan new nolabel none null test tbd temp tmp todo undefined unknown unlabeled unlabelled untitled
 """
 _NOTHING = frozenset(_PLACEHOLDERS.split())
+_LONGEST = 300  # characters of a name that is compared letter by letter, which takes their square
 _SHORTEST_WORD = 5  # shorter words that differ in a letter are mostly two words: onto, into; walk, talk
 
 
@@ -37,14 +38,16 @@ def lookalikes(names: Sequence[str]) -> list[Lookalike]:
     """Pairs of names that differ in case, spaces, punctuation, a plural or one letter of one word.
 
     Names that differ in digits or in a word's first letter are taken for two: class 1 and class 2, baking and
-    making. Names are not compared all with all, so thousands of labels are no matter.
+    making. Names are not compared all with all, so thousands of labels are no matter; of very long names, those that
+    differ in a letter are not found.
     """
     words = [_words(name) for name in names]
     squeezed = ["".join(parts) for parts in words]
     found: dict[tuple[int, int], bool] = {}
     for a, b in _sharing({i: {key} for i, key in enumerate(squeezed) if len(key) > 1}):
         found[a, b] = True
-    for a, b in _sharing({i: _traces(parts) for i, parts in enumerate(words) if parts}):
+    short = {i: parts for i, parts in enumerate(words) if parts and len(names[i]) <= _LONGEST}
+    for a, b in _sharing({i: _traces(parts) for i, parts in short.items()}):
         if squeezed[a] != squeezed[b] and _one_slip(words[a], words[b]):
             found[a, b] = False
     return [Lookalike(a, b, certain) for (a, b), certain in sorted(found.items())]

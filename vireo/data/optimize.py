@@ -3,8 +3,8 @@
 Each file becomes one that `vireo.data.encode` writes. Frames stay the same in number and in time, so cuts (start and
 end) hold as they are and a file is written once however many clips are cut from it. The source is left alone.
 
-    OUT/clips.csv          path, label, and split, group, start, end where the source has them
-    OUT/failed.csv         files that can't be read, with the reason; their clips are not in clips.csv
+    OUT/clips.csv          path, label, and split, group, start, end where the source has them; every clip of the source
+    OUT/failed.csv         files that can't be read, with the reason: their clips are missing, and count as failed
     OUT/optimize.jsonl     what is done, so that an interrupted run goes on
     OUT/<path>.mp4         below the deepest folder that holds all files of the source
 """
@@ -34,22 +34,24 @@ from rich.table import Table
 from rich.text import Text
 
 from vireo import progress
-from vireo.data.annotations import read_table
+from vireo.data.annotations import read_table, split_format
 from vireo.data.decode import Plan, read_frames
 from vireo.data.encode import OptimizeConfig, Written, encode_video, part_of
 from vireo.data.examine import stamp
 from vireo.data.frames import read_frame_folder
 from vireo.data.journal import JsonLines
-from vireo.data.outputs import claim_outside, data_place, printable, shorter_names, write_text
+from vireo.data.outputs import LOCK, claim_outside, locked, printable, shorter_names, write_text
 from vireo.data.pool import Crash, map_in_processes
 from vireo.data.sampling import Indices, segment_indices
 from vireo.data.table import ClipTable
-from vireo.errors import DataError, DecodeError, MissingDependencyError, UsageError
+from vireo.errors import DataError, DecodeError, MissingDependencyError, UsageError, writing
 from vireo.files import write_failures
 
 FORMAT = 1
+_JOURNAL = "optimize.jsonl"
 SAMPLE = 20
-"""Clips whose reading is timed, before and after."""
+"""Most files whose reading is timed, before and after."""
+_SAMPLE_SECONDS = 10.0  # after which no further file is timed
 _SHOWN = 10
 
 
@@ -72,7 +74,7 @@ class Optimized:
     ms_after: float
     """The same from what was written."""
     sample: int
-    """Clips in the sample."""
+    """Files in the sample."""
 
 
 def optimize_data(
@@ -95,7 +97,7 @@ def optimize_data(
         done: told how many files were finished since it was last called.
 
     Raises:
-        UsageError: ``out`` holds something else, or lies where the source is.
+        UsageError: ``out`` holds something else, lies where the source is, or another run is at work there.
         DataError: not a single file can be read.
         StorageError: the disk is full, or ``out`` can't be written.
         MissingDependencyError: PyAV comes without an H.264 encoder.
@@ -106,55 +108,70 @@ def optimize_data(
     counts = _announced(table)
     targets = [out / name for name in target_names(shorter_names(sources))]
     _check_apart(sources, targets, out)
-    _claim(out, config)
+    _is_begun(out, config)  # before anything is written there
+    with writing(out):
+        out.mkdir(parents=True, exist_ok=True)
+    with locked(out):
+        tasks = [_Task(source, target, counts.get(source)) for source, target in zip(sources, targets, strict=True)]
+        written, failed = _write_videos(tasks, out, config, workers, timeout, done)
+        write_failures(out / "failed.csv", failed)
+        if not written:
+            raise DataError(f"none of {len(sources)} files can be read; {out / 'failed.csv'} says why")
+        _write_table(out / "clips.csv", table, {task.source: os.path.relpath(task.target, out) for task in tasks})
+    pairs = [(task.source, task.target) for task in tasks if task.source in written]
+    sample, ms_before, ms_after = _time_reading(pairs[:: -(-len(pairs) // SAMPLE)])
+    return Optimized(
+        csv=out / "clips.csv",
+        files=len(written),
+        failed=tuple(failed),
+        clips=len(table),
+        frames=sum(w.frames for w in written.values()),
+        bytes_before=sum(w.source_bytes for w in written.values()),
+        bytes_after=sum(w.bytes for w in written.values()),
+        ms_before=ms_before,
+        ms_after=ms_after,
+        sample=sample,
+    )
+
+
+def _write_videos(
+    tasks: Sequence[_Task],
+    out: Path,
+    config: OptimizeConfig,
+    workers: int,
+    timeout: float,
+    done: Callable[[int], None],
+) -> tuple[dict[str, Written], list[tuple[str, str]]]:
+    """Write the videos that are not there yet: what was written of each source, and the sources that failed."""
     written: dict[str, Written] = {}
     failed: dict[str, str] = {}
-    with JsonLines(out / "optimize.jsonl") as journal:
-        before = _done_before(journal, config)
+    with JsonLines(out / _JOURNAL) as journal:
+        if not _is_begun(out, config):
+            journal.append({"format": FORMAT, "settings": asdict(config)})
+        before = _done_before(journal)
         todo = []
-        for source, target in zip(sources, targets, strict=True):
-            earlier = before.get((os.path.abspath(source), os.path.relpath(target, out)))
-            same = earlier and earlier[0] == stamp(source) and counts.get(source) in (None, earlier[1].frames)
-            if earlier and same and _size(target) == earlier[1].bytes:
-                written[source] = earlier[1]
+        for task in tasks:
+            earlier = before.get((os.path.abspath(task.source), os.path.relpath(task.target, out)))
+            same = earlier and earlier[0] == stamp(task.source) and task.frame_count in (None, earlier[1].frames)
+            if earlier and same and _size(task.target) == earlier[1].bytes:
+                written[task.source] = earlier[1]
                 done(1)
             else:
-                todo.append(_Task(source, target, counts.get(source)))
+                todo.append(task)
         results = map_in_processes(partial(_optimize_one, config), todo, workers=workers, timeout=timeout)
         for k, result in results:
             source, target, _ = todo[k]
-            if isinstance(result, Crash):
-                part_of(target).unlink(missing_ok=True)
-                failed[source] = result.reason
-            elif isinstance(result, str):
-                failed[source] = result
+            if isinstance(result, Crash | str):
+                failed[source] = result.reason if isinstance(result, Crash) else result
+                with writing(target):  # nor may what was made of an earlier state of the source stand for it
+                    part_of(target).unlink(missing_ok=True)
+                    target.unlink(missing_ok=True)
             else:
                 now, written[source] = result
                 place = {"source": os.path.abspath(source), "target": os.path.relpath(target, out)}
                 journal.append({"format": FORMAT, "stamp": now, **place, **written[source]._asdict()})
             done(1)
-    failures = [(source, failed[source]) for source in sources if source in failed]
-    write_failures(out / "failed.csv", failures)
-    if not written:
-        raise DataError(f"none of {len(sources)} files can be read; {out / 'failed.csv'} says why")
-    names = {source: os.path.relpath(target, out) for source, target in zip(sources, targets, strict=True)}
-    kept = [row for row, path in enumerate(table.paths) if path in written]
-    _write_table(out / "clips.csv", table, kept, names)
-    pairs = [(source, target) for source, target in zip(sources, targets, strict=True) if source in written]
-    sample = pairs[:: -(-len(pairs) // SAMPLE)]
-    ms = _time_reading(sample)
-    return Optimized(
-        csv=out / "clips.csv",
-        files=len(written),
-        failed=tuple(failures),
-        clips=len(kept),
-        frames=sum(w.frames for w in written.values()),
-        bytes_before=sum(w.source_bytes for w in written.values()),
-        bytes_after=sum(w.bytes for w in written.values()),
-        ms_before=ms[0],
-        ms_after=ms[1],
-        sample=len(sample),
-    )
+    return written, [(task.source, failed[task.source]) for task in tasks if task.source in failed]
 
 
 class _Task(NamedTuple):
@@ -195,6 +212,8 @@ def _optimize_one(config: OptimizeConfig, task: _Task) -> tuple[tuple[int, int] 
         return now, encode_video(task.source, task.target, config, frame_count=task.frame_count)
     except DecodeError as error:
         return error.reason
+    except MemoryError:
+        return "not enough memory for its frames"
 
 
 def _size(path: Path) -> int:
@@ -216,25 +235,28 @@ def _check_apart(sources: Sequence[str], targets: Sequence[Path], out: Path) -> 
         raise UsageError(f"{sorted(same)[0]} would be written over itself; choose another folder")
 
 
-def _claim(out: Path, config: OptimizeConfig) -> None:
+def _is_begun(out: Path, config: OptimizeConfig) -> bool:
+    """Whether a run with these settings has begun in a folder.
+
+    Raises:
+        UsageError: the folder holds something else.
+    """
     if out.exists() and not out.is_dir():
         raise UsageError(f"{out} is a file; give a folder")
-    journal = out / "optimize.jsonl"
-    if journal.is_file():
-        with JsonLines(journal) as lines:
-            settings = next((entry["settings"] for entry in lines.entries() if "settings" in entry), None)
-        if settings not in (None, asdict(config)):
-            told = ", ".join(f"{k} {v}" for k, v in settings.items()) if isinstance(settings, dict) else settings
-            raise UsageError(f"{out} holds clips made with other settings ({told}); use those, or another folder")
-        if settings is not None:
-            return
-    elif out.exists() and any(out.iterdir()):
-        raise UsageError(f"{out} is not empty; choose an empty folder")
+    journal = out / _JOURNAL
+    if not journal.is_file():
+        if out.exists() and any(entry.name not in (LOCK, _JOURNAL) for entry in out.iterdir()):
+            raise UsageError(f"{out} is not empty; choose an empty folder")
+        return False
     with JsonLines(journal) as lines:
-        lines.append({"format": FORMAT, "settings": asdict(config)})
+        settings = next((entry["settings"] for entry in lines.entries() if "settings" in entry), None)
+    if settings not in (None, asdict(config)):
+        told = ", ".join(f"{k} {v}" for k, v in settings.items()) if isinstance(settings, dict) else settings
+        raise UsageError(f"{out} holds clips made with other settings ({told}); use those, or another folder")
+    return settings is not None
 
 
-def _done_before(journal: JsonLines, config: OptimizeConfig) -> dict[tuple[str, str], tuple[tuple[int, int], Written]]:
+def _done_before(journal: JsonLines) -> dict[tuple[str, str], tuple[tuple[int, int], Written]]:
     """What runs before have written: source and target → the source's stamp and what was written."""
     found = {}
     for entry in journal.entries():
@@ -244,19 +266,20 @@ def _done_before(journal: JsonLines, config: OptimizeConfig) -> dict[tuple[str, 
             key = entry["source"], entry["target"]
         except (KeyError, TypeError, ValueError):
             continue
-        if entry.get("format") == FORMAT and all(isinstance(n, int) for n in written):
+        ok = all(isinstance(n, int) for n in written) and all(isinstance(name, str) for name in key)
+        if entry.get("format") == FORMAT and ok:
             found[key] = ((size, changed), written)
     return found
 
 
-def _write_table(path: Path, table: ClipTable, rows: Sequence[int], names: dict[str, str]) -> None:
+def _write_table(path: Path, table: ClipTable, names: dict[str, str]) -> None:
     columns = ["path", "label"]
     columns += ["split"] * (table.splits is not None) + ["group"] * (table.groups is not None)
     cut = not (np.isnan(table.starts).all() and np.isnan(table.ends).all())
     text = io.StringIO()
     writer = csv.writer(text)
     writer.writerow(columns + ["start", "end"] * cut)
-    for row in rows:
+    for row in range(len(table)):
         record = table.record(row)
         cells = [Path(names[record.path]).as_posix(), table.label_names[record.label]]
         cells += [column[row] for column in (table.splits, table.groups) if column is not None]
@@ -265,14 +288,20 @@ def _write_table(path: Path, table: ClipTable, rows: Sequence[int], names: dict[
     write_text(path, text.getvalue())
 
 
-def _time_reading(sample: Sequence[tuple[str, Path]]) -> tuple[float, float]:
-    """Median milliseconds of reading 8 frames of a clip, from the sources and from what was made of them, in turns."""
+def _time_reading(sample: Sequence[tuple[str, Path]]) -> tuple[int, float, float]:
+    """Number of files timed, and median milliseconds of reading 8 frames of a source and of what was made of it.
+
+    In turns, so that both meet the same machine; without the sample's rest where that would take long.
+    """
 
     def plan(frame_count: int) -> Indices:
         return segment_indices(frame_count, 8)
 
     times: tuple[list[float], list[float]] = [], []
+    begun = time.perf_counter()
     for source, target in sample:
+        if time.perf_counter() - begun > _SAMPLE_SECONDS:
+            break
         best = [math.inf, math.inf]
         for turn in range(3):
             for k, path in enumerate((source, str(target))):
@@ -280,12 +309,14 @@ def _time_reading(sample: Sequence[tuple[str, Path]]) -> tuple[float, float]:
                 try:
                     _read(path, plan)
                 except DecodeError:
-                    return math.nan, math.nan  # changed or removed meanwhile
+                    return 0, math.nan, math.nan  # changed or removed meanwhile
                 if turn:  # the first reading also learns where the key frames are
                     best[k] = min(best[k], time.perf_counter() - started)
         for k in (0, 1):
             times[k].append(1000 * best[k])
-    return (statistics.median(times[0]), statistics.median(times[1])) if sample else (math.nan, math.nan)
+    if not times[0]:
+        return 0, math.nan, math.nan
+    return len(times[0]), statistics.median(times[0]), statistics.median(times[1])
 
 
 def _read(path: str, plan: Plan) -> None:
@@ -311,7 +342,7 @@ def optimize_command(
 ) -> int:
     """What `vireo data optimize` does."""
     config = OptimizeConfig(short_side=short_side, gop=gop, crf=crf)
-    claim_outside(out, data_place(data))
+    claim_outside(out, split_format(data)[1])
     table = read_table(data)
     total = len(set(table.paths))
     with progress.bar("optimize", total) as advance:
@@ -337,7 +368,8 @@ def optimize_command(
     )
     console.print(_comparison(result))
     if result.failed:
-        console.print(Text(f"{len(result.failed)} files can't be read and are left out (failed.csv):", "yellow"))
+        what = f"{len(result.failed)} files can't be read; their clips are listed and count as failed (failed.csv):"
+        console.print(Text(what, "yellow"))
         for path, reason in result.failed[:_SHOWN]:
             console.print(Text(printable(f"  {path}: {reason}")), soft_wrap=True)
         if len(result.failed) > _SHOWN:

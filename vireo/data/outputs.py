@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from vireo.errors import UsageError, writing
 from vireo.files import replacing
+
+LOCK = ".lock"
+"""Name of the file that `locked` leaves in a folder."""
 
 
 def shorter_names(files: Sequence[str]) -> list[str]:
@@ -15,12 +19,6 @@ def shorter_names(files: Sequence[str]) -> list[str]:
     paths = [os.path.abspath(path) for path in files]
     root = os.path.commonpath([os.path.dirname(path) for path in paths]) if paths else ""
     return [os.path.relpath(path, root) for path in paths]
-
-
-def data_place(data: str) -> Path:
-    """The folder or file in what --data takes: PATH or FORMAT:PATH."""
-    path = Path(data)
-    return path if path.exists() or ":" not in data else Path(data.partition(":")[2])
 
 
 def claim_outside(out: Path, place: Path) -> None:
@@ -33,6 +31,30 @@ def claim_outside(out: Path, place: Path) -> None:
         raise UsageError(f"{out} is a file; results go to a folder")
     if place.is_dir() and out.resolve().is_relative_to(place.resolve()):
         raise UsageError(f"{out} lies in the data's own folder, which is left as it is; choose a folder elsewhere")
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Keep other runs out of a folder; where the system or the file system has no locks, do without.
+
+    The lock ends with the block, or with this process.
+
+    Raises:
+        UsageError: another run is at work there.
+        StorageError: the folder can't be written.
+    """
+    with ExitStack() as stack:
+        with writing(folder / LOCK):
+            file = stack.enter_context(open(folder / LOCK, "a"))
+        try:
+            import fcntl
+
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UsageError(f"another run is writing to {folder}; wait for it, or give another folder") from None
+        except (ImportError, OSError):
+            pass
+        yield
 
 
 def write_text(path: Path, text: str) -> None:

@@ -5,6 +5,7 @@ Whatever is wrong is told with its line, its value and what to do; the first ten
 
 from __future__ import annotations
 
+import difflib
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -14,8 +15,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from vireo.data.labels import check_known, natural_order
-from vireo.data.table import ClipTable, ColumnBuilder, Float64, Int64, StringColumn
+from vireo.data.labels import A_LABEL, is_label, natural_order
+from vireo.data.table import ClipTable, ColumnBuilder, Float64, Int64, StringColumn, some
 from vireo.errors import DataError
 
 SHOWN = 10
@@ -182,7 +183,7 @@ class Rows:
         gone = missing_rows(paths) if missing is None else np.asarray(missing, dtype=np.int64)
         found_notes = self._missing_note(gone, paths, base, lines, relative_to)
         if groups is not None and splits is not None and not official:
-            _check_groups_in_one_split(self.source, groups, splits)
+            self._check_groups(groups, splits, lines)
         keep, note = self._without_repeats(paths, starts, ends, labels, names, splits, lines, official)
         table = ClipTable(
             paths=paths,
@@ -212,16 +213,11 @@ class Rows:
     ) -> tuple[tuple[str, ...], Int64]:
         found = self.labels
         codes = self._joined("labels", 0)
+        self._refuse_labels(codes, lines, {x for x in found if not is_label(x)}, f"label is {{}}; {A_LABEL}")
         if order is not None:
-            known = set(order)
-            unknown = [code for code, label in enumerate(found) if label not in known]
-            for row in np.flatnonzero(np.isin(codes, unknown)).tolist() if unknown else ():
-                self.faults.add(
-                    self.where(row, lines), f"label {quote(found[codes[row]])} is not in the list of labels; add it"
-                )
-            self.faults.check(self.source)
+            self._refuse_labels(codes, lines, set(found) - set(order), "label {} is not in the list of labels; add it")
         if label_names is not None:
-            check_known(found, label_names, self.source)
+            self._refuse_unknown(codes, lines, label_names)
             names = tuple(label_names)
         else:
             names = tuple(natural_order(found) if order is None else order)
@@ -229,6 +225,47 @@ class Rows:
                 raise DataError(f"{self.source} has one class only, {names[0]!r}; recognition needs at least two")
         index = {name: i for i, name in enumerate(names)}
         return names, np.array([index.get(label, -1) for label in found], dtype=np.int64)[codes]
+
+    def _refuse_labels(self, codes: Int64, lines: npt.NDArray[Any], wrong: set[str], what: str) -> None:
+        """Refuse the list if rows have one of these labels; ``what`` is said of each, with {} for the label."""
+        if wrong:
+            found = self.labels
+            rows = np.flatnonzero(np.isin(codes, [code for code, label in enumerate(found) if label in wrong]))
+            for row in rows.tolist():
+                self.faults.add(self.where(row, lines), what.format(quote(found[codes[row]])))
+            self.faults.check(self.source)
+
+    def _refuse_unknown(self, codes: Int64, lines: npt.NDArray[Any], known: Sequence[str]) -> None:
+        """Refuse the list if it has labels that a model does not know; each is told once, where it is first."""
+        unknown = set(self.labels) - set(known)
+        if not unknown:
+            return
+        found, first, counts = np.unique(codes, return_index=True, return_counts=True)
+        rows = sorted(zip(first.tolist(), found.tolist(), counts.tolist(), strict=True))
+        for row, label, count in ((r, self.labels[code], n) for r, code, n in rows if self.labels[code] in unknown):
+            near = difflib.get_close_matches(label, known, n=1) if self.faults.count < SHOWN else []
+            remedy = f"did you mean {near[0]!r}?" if near else f"it knows {some(known)}"
+            times = f" ({count} rows)" if count > 1 else ""
+            self.faults.add(
+                self.where(row, lines), f"the model does not know the label {quote(label)}{times}; {remedy}"
+            )
+        self.faults.check(self.source)
+
+    def _check_groups(self, groups: StringColumn, splits: StringColumn, lines: npt.NDArray[Any]) -> None:
+        """Refuse the list if a group is in two splits."""
+        (names, group), (parts, part) = groups.distinct(), splits.distinct()
+        homes: dict[str, tuple[str, int]] = {}
+        pairs, first = np.unique(group * len(parts) + part, return_index=True)
+        for row, pair in sorted(zip(first.tolist(), pairs.tolist(), strict=True)):
+            name, split = names[pair // len(parts)], parts[pair % len(parts)]
+            home, there = homes.setdefault(name, (split, row))
+            if name and home != split:
+                self.faults.add(
+                    self.where(row, lines),
+                    f"group {quote(name)} is in split {split} here and {home} in {self.where(there, lines)}; "
+                    "a group must stay in one",
+                )
+        self.faults.check(self.source)
 
     def _missing_note(
         self, gone: Int64, paths: StringColumn, base: str, lines: npt.NDArray[Any], relative_to: str
@@ -350,17 +387,6 @@ def repeated_rows(paths: StringColumn, starts: Float64, ends: Float64) -> list[t
         if earlier != row:
             found.append((row, earlier))
     return found
-
-
-def _check_groups_in_one_split(source: Path, groups: StringColumn, splits: StringColumn) -> None:
-    (names, group), (parts, part) = groups.distinct(), splits.distinct()
-    homes: dict[str, str] = {}
-    for pair in np.unique(group * len(parts) + part).tolist():
-        name, split = names[pair // len(parts)], parts[pair % len(parts)]
-        if name and homes.setdefault(name, split) != split:
-            raise DataError(
-                f"{source}: group {name!r} is in the splits {homes[name]!r} and {split!r}; a group must stay in one"
-            )
 
 
 def is_utf8(text: str) -> bool:
