@@ -144,7 +144,8 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
 def test_train_takes_every_field(trained: Calls) -> None:
     line = (
         "train --data clips --out runs/x --temporal tsm --backbone resnet18 --num-frames 4 --scales 1,0.875 "
-        "--lr_steps [0.5] --temporal-options.stages 4,5 --pretrained false --resume --no-partial-bn --workers -1"
+        "--lr_steps [0.5] --temporal-options.stages 4,5 --pretrained false --resume --no-compile --workers -1 "
+        "--freeze-norms all --base-batch-size 64 --schedule one_cycle --class-balance loss"
     )
     assert cli.main([*line.split(), "--backbone-options", "{drop_path_rate: 0.1}"]) == 0
     config = config_of(trained)
@@ -156,6 +157,10 @@ def test_train_takes_every_field(trained: Calls) -> None:
         num_frames=4,
         scales=(1.0, 0.875),
         lr_steps=(0.5,),
+        freeze_norms="all",
+        base_batch_size=64,
+        schedule="one_cycle",
+        class_balance="loss",
         temporal_options={"stages": [4, 5]},
         backbone_options={"drop_path_rate": 0.1},
         pretrained=False,
@@ -205,14 +210,14 @@ def test_eval_and_predict_hand_their_options_on(monkeypatch: pytest.MonkeyPatch)
     evaluated = stand_in(monkeypatch, "vireo.evaluate", "evaluate_command")
     assert cli.main(["eval", "c.safetensors", "--data", "d", "--shuffle-frames", "10", "--json"]) == 0
     [(args, options)] = evaluated
-    assert args == (Path("c.safetensors"), "d")
+    assert args == ([Path("c.safetensors")], "d")
     assert options["shuffle_frames"] == 10
     assert options["json"] is True
     assert options["out"] is None
     predicted = stand_in(monkeypatch, "vireo.predict", "predict_command")
     assert cli.main(["predict", "c.safetensors", "a.mp4", "--top-k", "2", "--", "-b.mp4", "[red]c.mp4", "null"]) == 0
     [(args, options)] = predicted
-    assert args == (Path("c.safetensors"), [Path("a.mp4"), Path("-b.mp4"), Path("[red]c.mp4"), Path("null")])
+    assert args == (Path("c.safetensors"), ["a.mp4", "-b.mp4", "[red]c.mp4", "null"])
     assert options["top_k"] == 2
 
 
@@ -258,14 +263,14 @@ def test_verbs_agree_with_what_they_call(verb: str, module: str, function: str, 
         ("train --data d --out=", "--out is empty; it needs a value: OUT"),
         ("eval c.safetensors --data d", "c.safetensors does not exist"),
         ("predict c.safetensors a.mp4", "c.safetensors does not exist"),
-        ("train --data d --out o --optimizer sdg", "not one of sgd, adamw; did you mean sgd?"),
+        ("train --data d --out o --optimizer sdg", "not one of sgd, adamw, lamb; did you mean sgd?"),
         ("train --data d --out o --scales 1,b", "--scales: 'b' is not a number"),
         ("train --data d --out o --resume=maybe", "--resume: 'maybe' is not true or false"),
         ("train --data d --out o --temporal-options 3", "--temporal-options: '3' is not a mapping"),
         ("train --data d --out o --num-frames 0", "num_frames is 0; it must be at least 1"),
         ("train --config nowhere.yaml", "does not exist"),
         ("predict c.safetensors", "missing: INPUTS"),
-        ("eval c.safetensors d", "options have names: --data d"),
+        ("eval c.safetensors d", "missing: --data DATA"),
     ],
 )
 def test_wrong_usage(trained: Calls, line: str, says: str, capsys: pytest.CaptureFixture[str]) -> None:

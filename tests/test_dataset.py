@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import signal
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -204,6 +206,109 @@ def test_processes_share_an_epoch_without_overlap(n: int, processes: int) -> Non
 def test_senseless_batches_are_refused(wrong: dict[str, int]) -> None:
     with pytest.raises(UsageError):
         EpochBatches(**({"n": 5, "batch_size": 2, "shuffle": True, "seed": 0} | wrong))  # type: ignore[arg-type]
+
+
+UNEQUAL = {  # clips of each class
+    "two": [9, 2],
+    "equal": [5, 5, 5],
+    "one clip": [1, 40, 7],
+    "with a gap": [3, 0, 11, 6],
+    "single": [4],
+    "many rare ones": [1, 1, 1, 1, 30],
+}
+
+
+@pytest.mark.parametrize("numbers", UNEQUAL.values(), ids=UNEQUAL)
+def test_balanced_classes_take_turns_and_so_do_their_clips(numbers: list[int]) -> None:
+    labels = np.random.default_rng(0).permutation(np.repeat(np.arange(len(numbers)), numbers))
+    n, present = len(labels), [label for label, number in enumerate(numbers) if number]
+    batches = EpochBatches(n, 4, shuffle=True, seed=5, balanced=labels)
+    clips: Counter[int] = Counter()
+    classes: Counter[int] = Counter()
+    items: list[tuple[int, int]] = []
+    for epoch in range(25):
+        batches.set_epoch(epoch)
+        drawn = [item for batch in batches for item in batch]
+        assert len(drawn) == n and [len(batch) for batch in batches] == [4] * (n // 4) + [n % 4] * (n % 4 > 0)
+        of_epoch = Counter(int(labels[index]) for _, index in drawn)
+        assert set(of_epoch) <= set(present) and set(of_epoch.values()) <= {n // len(present), n // len(present) + 1}
+        for turn, index in sorted(drawn):
+            assert turn == clips[index]  # how often it was drawn before: so no two draws are the same item
+            clips[index] += 1
+        classes += of_epoch
+        items += drawn
+        assert max(classes.values()) - min(classes[label] for label in present) <= 1
+        for label in present:
+            times = [clips[index] for index in np.flatnonzero(labels == label)]
+            assert max(times) - min(times) <= 1
+    assert len(set(items)) == 25 * n
+
+
+def test_a_balanced_order_is_random_and_depends_on_seed_and_epoch_alone() -> None:
+    labels = [0] * 90 + [1] * 10
+    batches = EpochBatches(100, 8, shuffle=True, seed=1, balanced=labels)
+    epochs = []
+    for epoch in range(4):
+        batches.set_epoch(epoch)
+        epochs.append(list(batches))
+    other = EpochBatches(100, 8, shuffle=True, seed=1, balanced=labels)
+    other.set_epoch(3)
+    assert list(other) == epochs[3] != epochs[2]
+    other.set_epoch(3, start_batch=5)
+    assert list(other) == epochs[3][5:] and len(other) == 8
+    another = EpochBatches(100, 8, shuffle=True, seed=2, balanced=labels)
+    another.set_epoch(3)
+    assert list(another) != epochs[3]
+    first = [[labels[index] for _, index in batch] for batch in epochs[0]]
+    assert all(0 < sum(batch) < 8 for batch in first[:-1])  # not class by class
+    frequent = [[index for batch in epoch for _, index in batch if index < 90] for epoch in epochs]
+    assert len(set(map(tuple, frequent))) == 4 and frequent[0] != sorted(frequent[0])
+    assert len(set(frequent[0])) == 50 and set(frequent[0] + frequent[1]) == set(range(90))
+
+
+def test_balanced_classes_of_equal_size_are_the_whole_set_each_epoch() -> None:
+    batches = EpochBatches(30, 8, shuffle=True, seed=1, balanced=[0, 1, 2] * 10)
+    for epoch in range(3):
+        batches.set_epoch(epoch)
+        assert sorted(item for batch in batches for item in batch) == [(epoch, index) for index in range(30)]
+
+
+@pytest.mark.parametrize("processes", [2, 3])
+def test_processes_share_a_balanced_epoch(processes: int) -> None:
+    labels = [0] * 20 + [1] * 3
+
+    def drawn(**share: int) -> list[tuple[int, int]]:
+        batches = EpochBatches(23, 4, True, 0, balanced=labels, **share)
+        batches.set_epoch(2)
+        return [item for batch in batches for item in batch]
+
+    parts = [drawn(rank=rank, world_size=processes) for rank in range(processes)]
+    whole = drawn()
+    assert all(part == whole[rank::processes] for rank, part in enumerate(parts))
+
+
+def test_a_class_of_one_clip_among_many_is_drawn_without_effort() -> None:
+    batches = EpochBatches(200_001, 1000, shuffle=True, seed=0, balanced=[0] * 200_000 + [1])
+    drawn = Counter(index for batch in batches for _, index in batch)
+    assert drawn[200_000] == 100_000 and len(drawn) == 100_002
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"balanced": [0, 1]}, {"balanced": [0] * 5, "shuffle": False}, {"balanced": [[0] * 5]}]
+)
+def test_classes_that_do_not_fit_are_refused(wrong: dict[str, Any]) -> None:
+    with pytest.raises(UsageError, match="balanced needs shuffle and one class for each of 5 items"):
+        EpochBatches(**({"n": 5, "batch_size": 2, "shuffle": True, "seed": 0} | wrong))
+    assert list(EpochBatches(0, 2, shuffle=True, seed=0, balanced=[])) == []
+
+
+def test_a_clip_that_is_drawn_again_is_varied_anew(table: ClipTable) -> None:
+    clips = training_set(table)
+    batches = EpochBatches(len(table), 1, shuffle=True, seed=0, balanced=[0] + [1] * (len(table) - 1))
+    [first, second, *_] = [item for [item] in batches if item[1] == 0]
+    one, other, again = clips[first], clips[second], clips[first]
+    assert isinstance(one, Sample) and isinstance(other, Sample) and isinstance(again, Sample)
+    assert torch.equal(one.clip, again.clip) and not torch.equal(one.clip, other.clip)
 
 
 def test_a_mirror_image_changes_the_label(table: ClipTable) -> None:

@@ -5,20 +5,24 @@ from __future__ import annotations
 import importlib
 import os
 import random
+import re
 import signal
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from rich.console import Console
+from torch import Tensor
 
 from tests.resume_tools import EVENTS, Moment, finish, start
 from vireo.checkpoint import read_tensors
 from vireo.config import TrainConfig
 from vireo.data.order import OrderConfig, make_order
 from vireo.errors import StorageError, TrainingError, UsageError
+from vireo.model import Outputs
 from vireo.runs import keep_newest, read_metrics
 from vireo.train import train
 
@@ -82,7 +86,7 @@ def assert_same_run(a: Path, b: Path) -> None:
         assert [k for k in one if not torch.equal(one[k], other[k])] == []
     rows, others = read_metrics(a), read_metrics(b)
     for row in (*rows, *others):
-        del row["seconds"]
+        del row["seconds"], row["data_wait"]  # the clock
     assert rows == others
     assert [read_tensors(p / "best.safetensors")[1]["provenance"]["val_top1"] for p in (a, b)] == [
         max(row["top1"] for row in rows)
@@ -310,13 +314,41 @@ def test_a_run_that_gets_no_better_ends(clips: Path, tmp_path: Path, monkeypatch
     assert train(replace(settings, resume=True), console=QUIET).epochs == 4  # and stays where it is
 
 
-def test_too_little_memory_says_what_helps(clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def too_much(*_: object, **__: object) -> None:
-        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+@pytest.mark.parametrize(
+    ("fits", "told"),
+    [
+        (3, r"too small for 6 clips at once; 3 fit: --accumulate 2 computes .*, --batch-size 3 takes"),
+        (2, r"6 clips at once; 1 fits: --accumulate 6 computes .*, --batch-size 1 takes"),
+        (0, r"6 clips at once, and even for one; use a smaller --size"),
+    ],
+)
+def test_too_little_memory_says_what_fits(
+    fits: int, told: str, clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = training.total_loss
 
-    monkeypatch.setattr(training, "total_loss", too_much)
-    with pytest.raises(TrainingError, match=r"too small for 3 clips at once; --accumulate 4"):
-        train(config(clips, tmp_path / "run", accumulate=2, workers=0), console=QUIET)
+    def narrow(outputs: Outputs, labels: Tensor, *rest: Any) -> Tensor:
+        if len(outputs.logits) > fits:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return whole(outputs, labels, *rest)
+
+    monkeypatch.setattr(training, "total_loss", narrow)
+    with pytest.raises(TrainingError, match=told):
+        train(config(clips, tmp_path / "run", batch_size=6, workers=0), console=QUIET)
+    # What is proposed works.
+    if fits:
+        parts = int(re.findall(r"--accumulate (\d)", told)[0])
+        run = train(
+            config(clips, tmp_path / "parts", batch_size=6, accumulate=parts, epochs=1, workers=0), console=QUIET
+        )
+        assert run.epochs == 1
+
+
+def test_a_processors_memory_counts_too() -> None:
+    with pytest.raises(RuntimeError) as caught:
+        torch.empty(1 << 60, dtype=torch.uint8)
+    assert training.is_out_of_memory(caught.value)
+    assert not training.is_out_of_memory(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
 
 
 @pytest.mark.slow

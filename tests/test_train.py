@@ -29,11 +29,11 @@ from torch import nn
 import vireo.checkpoint
 from vireo import cli
 from vireo.checkpoint import load_checkpoint, read_tensors
-from vireo.config import OptimConfig, TrainConfig, from_dict
+from vireo.config import Settings, TrainConfig, from_dict
 from vireo.data.order import OrderConfig, make_order
 from vireo.errors import DataError, StorageError, TrainingError, UsageError
 from vireo.model import create_model
-from vireo.optim import batch_norms, freeze_norms_but_first, lr_factor, make_optimizer, train_mode
+from vireo.optim import batch_norms, freeze_norms, lr_factor, make_optimizer, train_mode
 from vireo.runs import read_metrics
 from vireo.train import train
 
@@ -312,7 +312,7 @@ def test_in_another_thread_training_leaves_signals_alone(clips: Path, tmp_path: 
 
 def test_parameter_groups_are_those_of_tsn() -> None:
     model = create_model("tei", "resnet18", num_classes=5, num_frames=4)
-    optimizer = make_optimizer(model, OptimConfig(lr=0.1, weight_decay=0.01, head_lr_scale=5))
+    optimizer = make_optimizer(model, Settings(lr=0.1, weight_decay=0.01, head_lr_scale=5))
     found = {id(p): (g["lr"] / 0.1, g["weight_decay"] / 0.01) for g in optimizer.param_groups for p in g["params"]}
     assert len(found) == sum(1 for _ in model.parameters())  # each in exactly one group
 
@@ -343,8 +343,8 @@ def test_schedules_at_their_corners(clips: Path) -> None:
 
 def test_partial_batch_norm_freezes_all_but_the_first() -> None:
     model = create_model("tsm+tfdem", "resnet10t", num_classes=3, num_frames=2)
-    freeze_norms_but_first(model)
-    train_mode(model, partial_bn=True)
+    freeze_norms(model, "partial")
+    train_mode(model, freeze_norms="partial")
     first, *rest = batch_norms(model)
     assert first.training and first.weight.requires_grad
     assert not any(norm.training or norm.weight.requires_grad or norm.bias.requires_grad for norm in rest)

@@ -253,7 +253,7 @@ def flow(
     )
 
 
-def train(config: TrainConfig, *, json: bool = False) -> int:
+def train(config: TrainConfig, *, seeds: tuple[int, ...] = (), json: bool = False) -> int:
     """Train a model on a folder of clips, one subfolder per class, or on a CSV.
 
     Only --data and --out are needed. Ctrl-C saves and says how to go on. The run's folder gets
@@ -264,6 +264,7 @@ def train(config: TrainConfig, *, json: bool = False) -> int:
 
     Args:
         config: Every field is an option.
+        seeds: Train a run for each of these seeds into OUT/seed-N, one after another, and print mean ± deviation.
         json: Print the result as JSON on stdout, everything else on stderr.
 
     Example:
@@ -271,14 +272,39 @@ def train(config: TrainConfig, *, json: bool = False) -> int:
         vireo train --data clips.csv --out runs/tsm --temporal tsm --backbone resnet18 --scales 1,0.875
         vireo train --data clips/ --out runs/late --temporal-options.stages 4,5
         vireo train --config runs/gestures/config.yaml --out runs/again --seed 1
-        vireo train --recipe teinet-ssv1-8f --data ssv1:data/ssv1 --out runs/teinet --lr 0.005 --batch-size 32
+        vireo train --recipe teinet-ssv1-8f --data ssv1:data/ssv1 --out runs/teinet --batch-size 32
+        vireo train --data clips/ --out runs/three --seeds 0,1,2
     """
+    if seeds:
+        from vireo.sweep import train_seeds_command
+
+        return train_seeds_command(config, seeds, json=json)
     from vireo.train import train
 
     result = train(config, console=Console(stderr=json))
     if json:
         print(jsonlib.dumps(asdict(result), default=str, ensure_ascii=False))
     return 130 if result.interrupted else 0
+
+
+def compare_runs(runs: list[Path], *, out: Path | None = None, json: bool = False) -> int:
+    """Compare training runs: the settings that differ, and the accuracies. Seeds are summed up as mean ± deviation.
+
+    Takes every run in the folders, at any depth. Unfinished and broken runs are shown as such; runs on other clips
+    are called not comparable.
+
+    Args:
+        runs: Folders of runs, or folders that hold such.
+        out: Folder for compare.csv, compare.md and compare.png.
+        json: Print JSON.
+
+    Example:
+        vireo compare-runs runs/
+        vireo compare-runs runs/tsm runs/tei --out runs/compared
+    """
+    from vireo.compare_runs import compare_command
+
+    return compare_command(runs, out=out, json=json)
 
 
 def recipes(json: bool = False) -> int:
@@ -297,18 +323,25 @@ def recipes(json: bool = False) -> int:
 
 
 def evaluate(
-    checkpoint: Path,
+    checkpoints: list[Path],
     *,
     data: str,
     out: Path | None = None,
     split: str = "auto",
-    batch_size: int = 8,
-    workers: int = -1,
-    shuffle_frames: int = 0,
-    seed: int = 0,
-    device: str = "auto",
+    protocol: str = "",
     views: Literal["auto", "center", "3crop", "5crop", "10crop", "full", "squeezed"] = "auto",
     clips: int = 0,
+    sampling: Literal["auto", "segment", "dense"] = "auto",
+    average: Literal["logits", "probabilities"] = "logits",
+    shuffle_frames: int = 0,
+    reverse_frames: bool = False,
+    single_frame: bool = False,
+    batch_size: int = 8,
+    workers: int = -1,
+    seed: int = 0,
+    device: str = "auto",
+    devices: int = 1,
+    num_nodes: int = 1,
     decoder: Literal["auto", "pyav", "torchcodec"] = "auto",
     decode: Literal["exact", "keyframe"] = "exact",
     on_error: Literal["skip", "fail"] = "skip",
@@ -316,22 +349,35 @@ def evaluate(
     decode_timeout: float = 60.0,
     json: bool = False,
 ) -> int:
-    """Score a checkpoint on labelled clips: top-1, top-5, mean-class accuracy, confusion matrix.
+    """Score a checkpoint on labelled clips: top-1, top-5, mean-class accuracy, calibration, confusion matrix.
 
-    Clips that can't be read are counted and named, never replaced.
+    Clips that can't be read are counted and named, never replaced. The test sets of Something-Something and Jester
+    have no labels: --split test writes the file of answers that their server takes.
+
+    Three checkpoints, trained on the three splits of UCF101 or HMDB51, give the mean of the splits.
 
     Args:
-        checkpoint: A file that train wrote.
-        data: A folder with one subfolder per class, a CSV, or FORMAT:PATH, as in train.
-        out: Folder for the confusion matrix and tables [NAME.eval/ beside the checkpoint NAME.safetensors].
+        checkpoints: A file that train wrote; or one for each split of the data, in their order.
+        data: A folder with one subfolder per class, a CSV, or FORMAT:PATH, as in train. With several checkpoints
+            ucf101:PATH or hmdb51:PATH, or any data with {} in place of the split's number.
+        out: Folder for the results [NAME.eval/ beside the checkpoint NAME.safetensors].
         split: train, val, test or all. auto: the test part if there is one, else what training set aside, else all.
+        protocol: How often each video is looked at: 1x1-center, tefe, twice, 2x3-full, 10x3, or any other
+            CLIPSxCROPS[-full][-dense] [the checkpoint's].
+        views: Pictures of a clip whose scores are averaged: crops, whole frames. auto: what the protocol says.
+        clips: Clips of a video whose scores are averaged; 0: as many as the protocol says.
+        sampling: Where a clip's frames are from: all of the video, or a window. auto: what the protocol says.
+        average: What is averaged over clips and views: scores before softmax, or after it.
+        shuffle_frames: Also score with the frames of each clip in random order, this many times: what is lost comes
+            from the order of frames.
+        reverse_frames: Also score with the frames of each clip in reverse.
+        single_frame: Also score with the middle frame of each clip in place of all its frames.
         batch_size: Clips per step.
         workers: Processes that decode; -1 = one per core, at most 8; 0 = none.
-        shuffle_frames: Also score with the frames of each clip in random order, this many times.
-        seed: Seed of these permutations.
+        seed: Seed of permutations and of bootstrap intervals.
         device: auto, cpu, cuda, cuda:1, mps.
-        views: Pictures of a clip whose scores are averaged: crops, whole frames. auto: what the checkpoint says.
-        clips: Clips of a video whose scores are averaged; 0: as many as the checkpoint says.
+        devices: Devices of each machine that share the clips, a process each; torchrun and srun must start as many.
+        num_nodes: Machines that share the clips.
         decoder: auto: PyAV, the faster one; torchcodec: TorchCodec for the videos of which both give the same frames.
         decode: exact: the frames that decoding the whole video gives; keyframe: the keyframes nearest to them.
         on_error: What a clip that can't be read does. skip: it is counted and named; fail: it ends the evaluation.
@@ -341,24 +387,34 @@ def evaluate(
 
     Example:
         vireo eval runs/gestures/best.safetensors --data clips/
-        vireo eval runs/gestures/best.safetensors --data clips/ --shuffle-frames 10 --json
-        vireo eval runs/teinet/best.safetensors --data ssv1:data/ssv1 --views 3crop --clips 10
+        vireo eval runs/gestures/best.safetensors --data clips/ --shuffle-frames 10 --reverse-frames --single-frame
+        vireo eval runs/teinet/best.safetensors --data ssv1:data/ssv1 --protocol 10x3
+        vireo eval s1.safetensors s2.safetensors s3.safetensors --data ucf101:/data/ucf101
+        torchrun --nproc-per-node 4 -m vireo eval best.safetensors --data clips/ --devices 4
     """
-    existing(checkpoint)
+    for path in checkpoints:
+        existing(path)
     from vireo.evaluate import evaluate_command
 
     return evaluate_command(
-        checkpoint,
+        checkpoints,
         data,
         out=out,
         split=split,
-        batch_size=batch_size,
-        workers=workers,
-        shuffle_frames=shuffle_frames,
-        seed=seed,
-        device=device,
+        protocol=protocol,
         views=views,
         clips=clips,
+        sampling=sampling,
+        average=average,
+        shuffle_frames=shuffle_frames,
+        reverse_frames=reverse_frames,
+        single_frame=single_frame,
+        batch_size=batch_size,
+        workers=workers,
+        seed=seed,
+        device=device,
+        devices=devices,
+        num_nodes=num_nodes,
         read=ReadConfig(
             decoder=decoder,
             decode=decode,
@@ -370,16 +426,40 @@ def evaluate(
     )
 
 
-def fuse(scores: list[Path], *, weights: tuple[float, ...] = (), out: Path | None = None, json: bool = False) -> int:
+def fuse(
+    scores: list[Path],
+    *,
+    weights: tuple[float, ...] = (),
+    average: Literal["logits", "probabilities"] = "logits",
+    data: str = "",
+    flow_data: str = "",
+    split: str = "auto",
+    protocol: str = "",
+    batch_size: int = 8,
+    workers: int = -1,
+    device: str = "auto",
+    out: Path | None = None,
+    json: bool = False,
+) -> int:
     """Add up the scores of models that saw the same clips: RGB and flow, or 8 and 16 frames.
 
     Each clip's class scores, before softmax, are summed with the weights. Prints the accuracy of every model
-    and of all together, on the clips that all have scores of, and which weights were used.
+    and of all together, on the clips that all have scores of, and which weights were used. Models are given as
+    the scores that eval wrote, or as checkpoints, which are scored first.
 
     Args:
-        scores: Folders that eval wrote, or scores.csv files, two or more. Clips are matched by name.
+        scores: Folders that eval wrote, scores.csv or scores.parquet files, and checkpoints, two or more in all. Clips
+            are matched by name.
         weights: One per model, in their order [one RGB and one flow model: 1 and 1.5, as in TSN; otherwise
             all 1].
+        average: What is added: scores before softmax, or after it.
+        data: Clips for the checkpoints, as in eval.
+        flow_data: Clips of flow, for checkpoints of flow.
+        split: Of these clips, as in eval.
+        protocol: For the checkpoints, as in eval.
+        batch_size: Clips per step.
+        workers: Processes that decode; -1 = one per core, at most 8; 0 = none.
+        device: auto, cpu, cuda, cuda:1, mps.
         out: Folder for the evaluation of the sum, with its own scores.csv.
         json: Print JSON.
 
@@ -388,47 +468,278 @@ def fuse(scores: list[Path], *, weights: tuple[float, ...] = (), out: Path | Non
         vireo eval runs/flow/best.safetensors --data flow/
         vireo fuse runs/rgb/best.eval runs/flow/best.eval
         vireo fuse runs/rgb/best.eval runs/flow/best.eval --weights 1,1
-        vireo fuse runs/8f/best.eval runs/16f/best.eval
+        vireo fuse runs/8f/best.safetensors runs/16f/best.safetensors --data clips/
     """
     for path in scores:
         existing(path)
     from vireo.fuse import fuse_command
 
-    return fuse_command(scores, weights=weights, out=out, json=json)
+    return fuse_command(
+        scores,
+        weights=weights,
+        average=average,
+        data=data,
+        flow_data=flow_data,
+        split=split,
+        protocol=protocol,
+        batch_size=batch_size,
+        workers=workers,
+        device=device,
+        out=out,
+        json=json,
+    )
+
+
+def compare(
+    a: Path,
+    b: Path,
+    *,
+    data: str = "",
+    out: Path | None = None,
+    min_points: float = 0.0,
+    most: int = 12,
+    examples: int = 2,
+    seed: int = 0,
+    workers: int = 1,
+    json: bool = False,
+) -> int:
+    """Compare two models on the same clips: is one better, or is it chance, and at which classes.
+
+    Prints both accuracies on the clips that both scored, McNemar's test and a 95 % interval of the difference (B minus
+    A), and the classes that gain and lose most. With --out it writes compare.json, classes.csv and gains.png; with
+    --data too, examples.png: frames of clips that one model has right and the other wrong.
+
+    Args:
+        a: The model before: a folder that eval wrote, or a scores.csv or scores.parquet file.
+        b: The model after, likewise. Clips are matched by name.
+        data: The clips, as in eval, for pictures of examples.
+        out: Folder for the results.
+        min_points: Show all classes that change by at least so many points, in place of those that change most.
+        most: Classes that gain, and classes that lose, to show.
+        examples: Clips to show of each kind: right by A only, right by B only, wrong by both.
+        seed: Seed of the interval's draws.
+        workers: Processes that decode the examples; 0 = none.
+        json: Print JSON.
+
+    Example:
+        vireo compare runs/tsn/best.eval runs/tei/best.eval
+        vireo compare runs/tsn/best.eval runs/tei/best.eval --out compared --data clips/ --min-points 6
+    """
+    for path in (a, b):
+        existing(path)
+    from vireo.compare import compare_command
+
+    return compare_command(
+        a,
+        b,
+        data=data,
+        out=out,
+        min_points=min_points,
+        most=most,
+        examples=examples,
+        seed=seed,
+        workers=workers,
+        json=json,
+    )
+
+
+def embed(
+    checkpoint: Path,
+    *,
+    data: str,
+    out: Path | None = None,
+    split: Literal["all", "auto", "train", "val", "test"] = "all",
+    query: tuple[str, ...] = (),
+    nearest: int = 5,
+    map: Literal["pca", "tsne", "none"] = "pca",
+    labels: tuple[str, ...] = (),
+    precision: Literal["float32", "float16"] = "float32",
+    fresh: bool = False,
+    batch_size: int = 8,
+    workers: int = -1,
+    seed: int = 0,
+    device: str = "auto",
+    max_failed: str = "10%",
+    decode_timeout: float = 60.0,
+    json: bool = False,
+) -> int:
+    """Write the features of clips: what the classifier sees of them. Find clips near others, and draw a map of all.
+
+    Writes features.npy (a row per clip), clips.csv (its name, label, split, path) and map.png. The clips may be of
+    other classes than the model's. The same command again, with other queries, takes the features that are there.
+
+    Args:
+        checkpoint: A file that train wrote.
+        data: A folder with one subfolder per class, a CSV, or FORMAT:PATH, as in train.
+        out: Folder for the results [NAME.embed/ beside the checkpoint NAME.safetensors].
+        split: Of the clips, as in eval.
+        query: Clips whose nearest ones are wanted: names as in clips.csv, or files, in the data or not.
+        nearest: How many of them.
+        map: pca: directions of largest variance; tsne: near clips stay near, needs scikit-learn, takes minutes.
+        labels: Classes in colour on the map, at most 12 [those with the most clips].
+        precision: Of the features in the file.
+        fresh: Embed again what is there already.
+        batch_size: Clips per step.
+        workers: Processes that decode; -1 = one per core, at most 8; 0 = none.
+        seed: Seed of t-SNE, and of what is drawn on maps of more than 20,000 clips.
+        device: auto, cpu, cuda, cuda:1, mps.
+        max_failed: Most clips that may fail: a share such as 1%, then two always may, or a number.
+        decode_timeout: Seconds after which the process that decodes a clip is replaced; 0 = none.
+        json: Print JSON.
+
+    Example:
+        vireo embed runs/gestures/best.safetensors --data clips/
+        vireo embed runs/gestures/best.safetensors --data clips/ --query wave/anna_3,new.mp4 --nearest 8
+        vireo embed runs/gestures/best.safetensors --data clips/ --map tsne --labels wave,clap
+    """
+    existing(checkpoint)
+    from vireo.embed import embed_command
+
+    return embed_command(
+        checkpoint,
+        data,
+        out=out,
+        split=split,
+        query=query,
+        nearest=nearest,
+        map=map,
+        labels=labels,
+        precision=precision,
+        fresh=fresh,
+        batch_size=batch_size,
+        workers=workers,
+        seed=seed,
+        device=device,
+        read=ReadConfig(max_failed=max_failed, decode_timeout=decode_timeout),
+        json=json,
+    )
 
 
 def predict(
     checkpoint: Path,
-    inputs: list[Path],
+    inputs: list[str],
     *,
     top_k: int = 5,
+    window: float | None = None,
+    every: float | None = None,
+    smooth: float | None = None,
+    threshold: float | None = None,
+    write: tuple[Literal["json", "csv", "srt", "mp4"], ...] = (),
+    out: Path | None = None,
+    limit: float | None = None,
+    latency: float = 0.5,
+    retry: float = 60.0,
     device: str = "auto",
     workers: int = -1,
     decode_timeout: float = 60.0,
     json: bool = False,
 ) -> int:
-    """Say what happens in videos, or in clips of optical flow. The checkpoint carries all that this needs.
+    """Say what happens in videos, live ones too, or in clips of optical flow. The checkpoint carries all it needs.
+
+    A video gets one answer. With any of --window, --every, --smooth, --threshold, --write, --out and --limit, and for
+    a live source, it gets a timeline: a window slides over it, and what it shows is said of every moment.
 
     Args:
         checkpoint: A file that train wrote.
         inputs: Videos, folders of numbered frames, and folders whose videos are taken at any depth. For a model of
-            flow: folders of flow images, .npy arrays, and folders that hold such clips.
+            flow: folders of flow images, .npy arrays, and folders that hold such clips. Or one live source: camera:0,
+            a URL (rtsp, rtsps, http, https), pipe:PATH.
         top_k: How many classes to show.
+        window: Length of the windows, s [dense sampling: as trained; else 3].
+        every: Time from one window to the next, s [window / 4].
+        smooth: Scores of windows nearer than this to a moment count for it, s; 0 = the nearest only [window / 2].
+        threshold: Probability below which a moment shows none of these [0].
+        write: Files to write for each video: json (lines), csv, srt (subtitles), mp4 (labels drawn on it).
+        out: Folder for these, or one such file for one video [current folder].
+        limit: Seconds of each video after which it ends [all].
+        latency: Live: age of frames above which they are dropped, s.
+        retry: Live: how long a source that vanished is tried again, s.
         device: auto, cpu, cuda, cuda:1, mps.
-        workers: Processes that decode; -1 = one per core, at most 8; 0 = none.
+        workers: Processes that decode where a video gets one answer; -1 = one per core, at most 8; 0 = none.
         decode_timeout: Seconds after which the process that decodes a file is replaced; 0 = none.
-        json: Print one JSON object per video and line.
+        json: Print one JSON object per line: for each video, or for each window and segment.
 
     Example:
         vireo predict runs/gestures/best.safetensors clip.mp4
         vireo predict runs/gestures/best.safetensors videos/ --top-k 1 --json
+        vireo predict runs/gestures/best.safetensors match.mp4 --window 2 --threshold 0.5 --write srt,mp4
+        vireo predict runs/gestures/best.safetensors camera:0 --latency 0.3 --json
         vireo predict runs/flow/best.safetensors flow/wave/anna_3 flow/wave/ben_1.npy
     """
     existing(checkpoint)
     from vireo.predict import predict_command
 
     return predict_command(
-        checkpoint, inputs, top_k=top_k, device=device, workers=workers, decode_timeout=decode_timeout, json=json
+        checkpoint,
+        inputs,
+        top_k=top_k,
+        window=window,
+        every=every,
+        smooth=smooth,
+        threshold=threshold,
+        write=write,
+        out=out,
+        limit=limit,
+        latency=latency,
+        retry=retry,
+        device=device,
+        workers=workers,
+        decode_timeout=decode_timeout,
+        json=json,
+    )
+
+
+def explain(
+    checkpoint: Path,
+    inputs: list[Path],
+    *,
+    against: Path | None = None,
+    out: Path | None = None,
+    target: str | None = None,
+    what: tuple[str, ...] = (),
+    method: Literal["gradcam", "gradcam++", "hirescam"] = "gradcam",
+    layer: str | None = None,
+    device: str = "auto",
+    json: bool = False,
+) -> int:
+    """Draw what a model sees in videos, and what its answer rests on. The checkpoint carries all that this needs.
+
+    Writes a folder of pictures per video: heat maps as a strip and as an MP4 beside the input, which frames the answer
+    needs, and what the model's modules do: gates, key points and their shifts, features before and after subtraction.
+
+    Args:
+        checkpoint: A file that train wrote.
+        inputs: What predict takes: videos, folders of frames, and folders that hold some.
+        against: Another checkpoint, to stand beside the first; it may see other frames of another size.
+        out: Folder for the pictures [NAME.explain/ beside the checkpoint NAME.safetensors].
+        target: Class whose evidence is shown [the most probable one of each video].
+        what: Any of heat, occlusion, keypoints (kpsem), gates (mem, tei, se_tim, te, tefe, twm, stw), features
+            (tfdem) [all that the model has].
+        method: Of the heat maps; hirescam is the sharpest with an early --layer.
+        layer: Layer of the backbone whose output the heat maps show, e.g. layer3; earlier ones are finer [the last].
+        device: auto, cpu, cuda, cuda:1, mps.
+        json: Print one JSON object per video and line.
+
+    Example:
+        vireo explain runs/gestures/best.safetensors clip.mp4
+        vireo explain runs/tei/best.safetensors videos/ --against runs/tsn/best.safetensors --out pictures
+        vireo explain runs/gestures/best.safetensors clip.mp4 --target wave --what heat,occlusion --layer layer3
+    """
+    for path in (checkpoint, *([against] if against is not None else [])):
+        existing(path)
+    from vireo.explain.command import explain_command
+
+    return explain_command(
+        checkpoint,
+        inputs,
+        against=against,
+        out=out,
+        target=target,
+        what=what,
+        method=method,
+        layer=layer,
+        device=device,
+        json=json,
     )
 
 
@@ -686,11 +997,15 @@ VERBS: dict[str, Callable[..., int]] = {
     "data check": check_data,
     "data optimize": optimize_data,
     "train": train,
+    "compare-runs": compare_runs,
     "recipes": recipes,
     "eval": evaluate,
     "flow": flow,
     "fuse": fuse,
+    "compare": compare,
+    "embed": embed,
     "predict": predict,
+    "explain": explain,
     "prune": prune,
     "convert": convert,
     "bench complexity": bench_complexity,
@@ -752,8 +1067,10 @@ def run(args: list[str]) -> int:
             raise UsageError(unknown_verb(words))
     name = " ".join(words)
     if name in VERBS:
-        from vireo.parser import Parser
+        from vireo.parser import CommandLineError, Parser
 
+        if name == "train" and len(both := {"--seed", "--seeds"} & {arg.partition("=")[0] for arg in args}) == 2:
+            raise CommandLineError("vireo train", f"{' and '.join(sorted(both))} exclude each other; leave one out")
         return Parser.of(f"vireo {name}", VERBS[name]).call(args)
     if args and args[0] in ("--version", "-V") and not words:
         from vireo import __version__

@@ -8,14 +8,18 @@ This module imports nothing heavy: ``vireo --help`` reads it.
 
 from __future__ import annotations
 
+import difflib
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal, TypeVar
 
 from vireo.errors import UsageError
 
 C = TypeVar("C")
+
+RETIRED = {"partial_bn": "freeze_norms: partial in place of true, none in place of false"}
+"""Settings that were, as old config.yaml files have them, and what has taken their place."""
 
 
 def _check(condition: bool, message: str) -> None:
@@ -204,33 +208,47 @@ class ReadConfig:
 class OptimConfig:
     """Optimizer and schedule."""
 
-    optimizer: Literal["sgd", "adamw"] = "adamw"
-    """adamw, or sgd with momentum 0.9 (the papers')."""
+    optimizer: Literal["sgd", "adamw", "lamb"] = "adamw"
+    """adamw; sgd with momentum 0.9 (the papers'); lamb, for large batches."""
     lr: float = 1e-3
-    """Highest learning rate, for the batch size given."""
+    """Highest learning rate, for batches of base_batch_size clips."""
+    base_batch_size: int = 0
+    """Batch size that lr is meant for: lr is multiplied by batch_size / base_batch_size. 0: it is meant for the batch
+    size given."""
     weight_decay: float = 0.05
     """Weight decay of convolution and linear weights (norms and biases have none)."""
     head_lr_scale: float = 0.3
     """Learning rate of the classifier's weights, times lr (their biases: twice that). TSN and TSM: 5."""
-    schedule: Literal["cosine", "steps"] = "cosine"
-    """cosine: down to 0; steps: ×0.1 after each of lr_steps."""
+    schedule: Literal["cosine", "steps", "one_cycle"] = "cosine"
+    """cosine: down to 0; steps: ×0.1 after each of lr_steps; one_cycle: up from lr / 25 during warmup_epochs, then
+    down to lr / 250000, both along a cosine."""
     lr_steps: tuple[float, ...] = (0.6, 0.8, 0.9)
     """Where the step schedule falls, as fractions of the epochs (the papers' 30, 40, 45 of 50)."""
     warmup_epochs: float = 2.0
-    """Epochs of linear warm-up from a tenth of lr."""
+    """Epochs of linear warm-up from a tenth of lr. Of one_cycle: its rise; 0 = 30 % of the epochs."""
     clip_grad: float = 20.0
     """Largest norm of all gradients together; 0 = no clipping."""
-    partial_bn: bool = False
-    """Freeze every batch norm of the backbone but the first (for fine-tuning on UCF101, HMDB51)."""
+    freeze_norms: Literal["none", "partial", "all"] = "none"
+    """Batch norms that keep their statistics and weights. partial: all of the backbone but the first, as TSN on UCF101
+    and HMDB51; all: every one of the network."""
     label_smoothing: float = 0.0
     """Share of the target that is spread over all classes."""
     ema_decay: float = 0.0
     """Decay of the moving average of weights that is evaluated and saved; 0 = none."""
 
     def __post_init__(self) -> None:
-        _check(self.optimizer in ("sgd", "adamw"), f"optimizer is {self.optimizer!r}; use sgd or adamw")
-        _check(self.schedule in ("cosine", "steps"), f"schedule is {self.schedule!r}; use cosine or steps")
+        _check(self.optimizer in ("sgd", "adamw", "lamb"), f"optimizer is {self.optimizer!r}; use sgd, adamw or lamb")
+        schedules = ("cosine", "steps", "one_cycle")
+        _check(self.schedule in schedules, f"schedule is {self.schedule!r}; use {', '.join(schedules)}")
+        _check(
+            self.freeze_norms in ("none", "partial", "all"),
+            f"freeze_norms is {self.freeze_norms!r}; use none, partial or all",
+        )
         _check(self.lr > 0, f"lr is {self.lr}; it must be positive")
+        _check(
+            self.base_batch_size >= 0,
+            f"base_batch_size is {self.base_batch_size}; it must be positive, or 0 where lr is meant for batch_size",
+        )
         _check(self.weight_decay >= 0, f"weight_decay is {self.weight_decay}; it can't be negative")
         _check(self.warmup_epochs >= 0, f"warmup_epochs is {self.warmup_epochs}; it can't be negative")
         _check(self.clip_grad >= 0, f"clip_grad is {self.clip_grad}; it can't be negative (0 = no clipping)")
@@ -247,12 +265,27 @@ class Settings(ModelConfig, ViewConfig, ReadConfig, AugmentConfig, OptimConfig):
     kinetics, in recipes: such a path must be given."""
     init: str = ""
     """A Vireo checkpoint to start from: its network (module, backbone, options, frames, pruning) and all weights."""
+    reset_head: bool = False
+    """With init: start the classifier anew, for other classes than the checkpoint's."""
+    teacher: str = ""
+    """A Vireo checkpoint whose answers to each clip are learnt beside its label (distillation). It must know all
+    classes of the data, and take clips of the same modality and number of frames."""
+    teacher_weight: float = 0.5
+    """Share of the loss that is the teacher's, in (0, 1]; 1: labels don't count."""
+    teacher_temperature: float = 2.0
+    """Temperature at which both answers are compared: above 1, what the teacher holds for unlikely counts more."""
     epochs: int = 20
     """Passes over the training clips."""
     batch_size: int = 8
     """Clips per step, of all devices together: two devices take 4 each of 8."""
+    class_balance: Literal["none", "sampling", "loss"] = "none"
+    """Where classes have unequal numbers of clips. sampling: each class is drawn equally often, so clips of rare ones
+    repeat; loss: each clip counts in inverse proportion to the clips of its class."""
     accumulate: int = 1
     """Parts in which a device's clips of a step are computed, one after the other, where memory is short."""
+    grad_checkpointing: bool = False
+    """Compute the backbone's blocks twice instead of keeping what is inside them: less memory, about a third more
+    time."""
     val_fraction: float = 0.2
     """Share of clips of each class set aside for validation, where the data names no split."""
     seed: int = 0
@@ -291,8 +324,20 @@ class Settings(ModelConfig, ViewConfig, ReadConfig, AugmentConfig, OptimConfig):
         )
         _check(self.seed >= 0, f"seed is {self.seed}; it can't be negative")
         _check(self.pretrained != "", "pretrained is empty; give true, false or the path of a weights file")
+        _check(
+            0 < self.teacher_weight <= 1,
+            f"teacher_weight is {self.teacher_weight}; it must be above 0 and at most 1",
+        )
+        _check(
+            0.1 <= self.teacher_temperature <= 100,
+            f"teacher_temperature is {self.teacher_temperature}; it must be from 0.1 to 100",
+        )
         _check(self.epochs >= 1, f"epochs is {self.epochs}; it must be at least 1")
         _check(self.batch_size >= 1, f"batch_size is {self.batch_size}; it must be at least 1")
+        _check(
+            self.class_balance in ("none", "sampling", "loss"),
+            f"class_balance is {self.class_balance!r}; use none, sampling or loss",
+        )
         _check(0 < self.val_fraction < 1, f"val_fraction is {self.val_fraction}; it must lie between 0 and 1")
         _check(self.workers >= -1, f"workers is {self.workers}; it must be -1, 0 or more")
         _check(self.eval_every >= 1, f"eval_every is {self.eval_every}; it must be at least 1")
@@ -327,6 +372,10 @@ class TrainConfig(Settings):
     def __post_init__(self) -> None:
         super().__post_init__()
         _check(
+            not self.reset_head or self.init != "",
+            "reset_head starts the classifier of a checkpoint anew; give that checkpoint as init",
+        )
+        _check(
             self.pretrained != "kinetics" or self.init != "" or self.resume,
             f"recipe {self.recipe} starts from weights trained on Kinetics; give their file as pretrained "
             "(true: ImageNet's weights instead)",
@@ -342,16 +391,26 @@ def from_dict(kind: type[C], values: Mapping[str, Any]) -> C:
     """The inverse of `to_dict`; fields of a newer or older version that `kind` lacks are an error.
 
     Raises:
-        UsageError: an unknown or ill-valued field.
+        UsageError: an unknown field (the message names the nearest one, or what has taken its place), or an
+            ill-valued one.
     """
-    known = {f.name for f in fields(kind)}  # type: ignore[arg-type]  # kind is a dataclass
-    extra = sorted(set(values) - known)
+    known = [f.name for f in fields(kind)]  # type: ignore[arg-type]  # kind is a dataclass
+    extra = sorted(map(str, set(values) - set(known)))
     if extra:
-        raise UsageError(f"{kind.__name__} has no field {', '.join(map(repr, extra))}")
+        told = ", ".join(_unknown(name[:60], known) for name in extra[:5])
+        more = f" and {len(extra) - 5} more" if len(extra) > 5 else ""
+        raise UsageError(f"{kind.__name__} has no field {told}{more}")
     try:
         return kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
     except TypeError as error:
         raise UsageError(f"{kind.__name__}: {error}") from None
+
+
+def _unknown(name: str, known: Sequence[str]) -> str:
+    if name in RETIRED:
+        return f"{name!r} (use {RETIRED[name]})"
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.55)
+    return f"{name!r}" + (f" (did you mean {near[0]!r}?)" if near else "")
 
 
 def part(kind: type[C], whole: Any) -> C:

@@ -82,20 +82,21 @@ class Team:
         rank: of this process, from 0.
         size: how many there are.
         first: whether this is the one that writes and prints.
+        device: of this process.
         agreed: the error that ended the run in all processes, which the first one tells; see :meth:`agree`.
     """
 
     def __init__(self, fabric: Fabric) -> None:
         self.rank, self.size, self.first = fabric.global_rank, fabric.world_size, fabric.global_rank == 0
         self.agreed: VireoError | None = None
-        self._device = fabric.device
+        self.device = fabric.device
 
     def table(self, numbers: Sequence[float]) -> Tensor:
         """A few numbers of every process, (size, len(numbers)) float64 on the CPU, one row per process."""
         mine = torch.tensor(list(numbers), dtype=torch.float64)
         if self.size == 1:
             return mine[None]
-        mine = mine.to(self._device)
+        mine = mine.to(self.device)
         rows = [torch.empty_like(mine) for _ in range(self.size)]
         with peers_may_be_gone():
             torch.distributed.all_gather(rows, mine)

@@ -27,6 +27,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from vireo.config import RETIRED
 from vireo.errors import UsageError
 
 set_parsing_settings(docstring_parse_attribute_docstrings=True)
@@ -266,7 +267,7 @@ class Parser(ArgumentParser):
             return left, Text("Print all options as YAML, for --config, and exit.")
         if name and not is_flag(action):
             left.append(f" {metavar(action)}", "not bold default")
-        right = Text(str(action.help or ""))
+        right = Text(" ".join(str(action.help or "").split()))  # docstrings have line breaks of their own
         kind = hint(action)
         if get_origin(kind) is Literal and metavar(action) == "NAME":
             right.append(f" One of: {', '.join(map(str, get_args(kind)))}.")
@@ -318,7 +319,9 @@ def kebab(name: str) -> str:
 
 
 def nearest(name: str, known: Iterable[str], prefix: str = "") -> str:
-    """``; did you mean …?`` for a misspelt name, or nothing where none is near."""
+    """``; did you mean …?`` for a misspelt name, what has taken its place, or nothing where none is near."""
+    if (old := name.replace("-", "_")) in RETIRED:
+        return f"; use {RETIRED[old]}"
     near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.55)
     return f"; did you mean {prefix}{near[0]}?" if near else ""
 

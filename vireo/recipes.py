@@ -9,6 +9,7 @@ open, and what was chosen. Where they say "as TSN and TSM", that is what both ha
 TSM's public code: crops of four sizes at 13 places, dropout 0.5, five times the learning rate for the classifier,
 gradients clipped at 20, mirror images where the labels allow them, and logits averaged over frames, clips and crops.
 
+Learning rates are those of the batch size that stands beside them, and change in proportion to it (`base_batch_size`).
 A recipe that starts from Kinetics has ``pretrained="kinetics"``: the file must be given.
 """
 
@@ -101,7 +102,8 @@ def _sgd(temporal: str, num_frames: int, **changes: Any) -> Settings:
         "clip_grad": 20.0,
         "batch_size": 64,
     }
-    return Settings(**(common | changes))
+    given = common | changes
+    return Settings(**({"base_batch_size": given["batch_size"]} | given))
 
 
 def _divided(lr: float, at: Sequence[int], epochs: int) -> dict[str, Any]:
@@ -146,7 +148,7 @@ def shifted_small(temporal: str, num_frames: int) -> Settings:
     64, dropout 0.8, norms frozen but the first, segment sampling. One centre crop of one clip; HMDB51 likewise.
     """
     schedule = _divided(0.001, (10, 20), 25)
-    return _sgd(temporal, num_frames, **schedule, **_KINETICS, weight_decay=5e-4, dropout=0.8, partial_bn=True)
+    return _sgd(temporal, num_frames, **schedule, **_KINETICS, weight_decay=5e-4, dropout=0.8, freeze_norms="partial")
 
 
 # --- TEINet ---------------------------------------------------------------------------------------
@@ -181,7 +183,7 @@ def teinet_small(num_frames: int) -> Settings:
     """
     schedule = _divided(0.001, (10, 20), 25)
     more = {**_DENSE, **_THIRTY_VIEWS, **_KINETICS}
-    return _sgd("tei", num_frames, **schedule, **more, weight_decay=1e-4, dropout=0.8, partial_bn=True)
+    return _sgd("tei", num_frames, **schedule, **more, weight_decay=1e-4, dropout=0.8, freeze_norms="partial")
 
 
 # --- TEFE -----------------------------------------------------------------------------------------
@@ -226,7 +228,7 @@ def mstsm_tfdem_small(num_frames: int) -> Settings:
         **_KINETICS,
         weight_decay=5e-4,
         batch_size=16,
-        partial_bn=True,
+        freeze_norms="partial",
         scales=(256 / 256, 224 / 256, 192 / 256, 168 / 256),
         flip="on",
     )
@@ -262,7 +264,7 @@ def stw_small(num_frames: int) -> Settings:
     on these sets).
     """
     schedule = _divided(0.001, (15, 30, 45), 50)
-    return _sgd("stw", num_frames, **schedule, **_THIRTY_VIEWS, **_KINETICS, weight_decay=5e-4, partial_bn=True)
+    return _sgd("stw", num_frames, **schedule, **_THIRTY_VIEWS, **_KINETICS, weight_decay=5e-4, freeze_norms="partial")
 
 
 # --- KPSEM ----------------------------------------------------------------------------------------
@@ -335,6 +337,7 @@ def modern() -> Settings:
         ema_decay=0.999,
         epochs=50,
         batch_size=64,
+        base_batch_size=64,
     )
 
 

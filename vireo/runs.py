@@ -26,10 +26,16 @@ from vireo.data.table import ClipTable
 from vireo.errors import CheckpointError, UsageError, writing
 from vireo.files import replacing
 from vireo.model import Recognizer
+from vireo.run_files import read_metrics as read_metrics  # here, too, for whoever looks for it
 
 BEST, LAST, RESUME = "best.safetensors", "last.safetensors", "resume.safetensors"
 LABELS = "labels.txt"
 """The classes in the classifier's order, one per line; checked whenever the run goes on."""
+WRITTEN = (
+    *("config.yaml", LABELS, "clips.csv", "metrics.csv", "failed.csv"),
+    *("README.md", "curves.png", "environment.txt"),
+)
+"""What a run writes beside its checkpoints."""
 
 
 @dataclass(kw_only=True)
@@ -93,7 +99,7 @@ def claim_folder(out: Path, *, resume: bool) -> None:
         found = {path.name for path in out.iterdir()} if out.is_dir() else {out.name}
         found -= {path.name for path in leftovers(out)}
         # A run that ended before its first save; the folder of the log is made before all else.
-        begun = {"config.yaml", LABELS, "clips.csv", "metrics.csv", "tensorboard", "failed.csv"}
+        begun = {*WRITTEN, "tensorboard"}
         if found and not (found <= begun and "tensorboard" in found):
             raise UsageError(f"{out} is not empty ({sorted(found)[0]}, ...); choose another --out")
     with writing(out):
@@ -104,8 +110,7 @@ def claim_folder(out: Path, *, resume: bool) -> None:
 
 def leftovers(out: Path) -> list[Path]:
     """Files half written by a run that was killed; they have the names of no others."""
-    ours = (BEST, LAST, RESUME, "config.yaml", LABELS, "clips.csv", "metrics.csv", "failed.csv")
-    return [path for name in ours for path in out.glob(f".{name}.*") if path.is_file()]
+    return [path for name in (BEST, LAST, RESUME, *WRITTEN) for path in out.glob(f".{name}.*") if path.is_file()]
 
 
 def describe_run(
@@ -149,7 +154,7 @@ def write_clips(out: Path, split: Split) -> None:
 class MetricsLog:
     """``metrics.csv`` and TensorBoard, one row per epoch; a resumed run goes on in the same files."""
 
-    COLUMNS = ("epoch", "lr", "loss", "train_top1", "top1", "mean_class", "seconds")
+    COLUMNS = ("epoch", "lr", "loss", "train_top1", "top1", "mean_class", "data_wait", "seconds")
 
     def __init__(self, out: Path, *, keep_epochs: int) -> None:
         from torch.utils.tensorboard import SummaryWriter
@@ -176,15 +181,6 @@ class MetricsLog:
     def close(self) -> None:
         """Close the TensorBoard file."""
         self.board.close()
-
-
-def read_metrics(run: Path) -> list[dict[str, float]]:
-    """The rows of a run's ``metrics.csv``; a value that was not measured in an epoch is nan."""
-    path = run / "metrics.csv"
-    if not path.exists():
-        return []
-    with path.open(newline="", encoding="utf-8") as file:
-        return [{k: float(v) if v else math.nan for k, v in row.items()} for row in csv.DictReader(file)]
 
 
 def is_of(path: Path, steps: int) -> bool:
@@ -225,6 +221,7 @@ def save_state(
     *,
     processes: int = 1,
     scaler: Mapping[str, Any] | None = None,
+    teacher: str = "",
 ) -> None:
     """Everything that the next step depends on, as tensors and JSON (no pickle), written atomically.
 
@@ -240,6 +237,7 @@ def save_state(
         data_hash: of the list of clips.
         processes: that train together.
         scaler: state of float16's loss scaling.
+        teacher: digest of the teacher's file, if there is one.
     """
     tensors = {f"model.{k}": v for k, v in model.state_dict().items()}
     if ema is not None:
@@ -254,6 +252,7 @@ def save_state(
         "threads": torch.get_num_threads(),
         "processes": processes,
         "scaler": dict(scaler or {}),
+        "teacher": teacher,
     }
     write_tensors(path, tensors, meta)
 
@@ -292,26 +291,46 @@ def begun_with(path: Path) -> tuple[ModelConfig, ViewConfig]:
         raise CheckpointError(f"{path} is not the state of a training run: {error}") from None
 
 
-def read_state(path: Path, config: TrainConfig, data_hash: str, *, processes: int = 1) -> SavedState:
+MAY_CHANGE = frozenset(
+    (
+        *("resume", "workers", "out", "data", "accelerator", "eval_every", "pretrained"),
+        *("decoder", "on_error", "max_failed", "decode_timeout"),
+        *("recipe", "views", "clips"),  # a recipe's settings are compared one by one; views and clips are eval's
+        *("devices", "num_nodes", "strategy", "save_every", "keep_last", "patience"),
+        *("grad_checkpointing", "teacher"),  # the former changes no result; of the latter the file's content counts
+    )
+)
+"""Settings that a run may go on without."""
+
+
+def check_settings(now: Mapping[str, Any], then: Mapping[str, Any]) -> None:
+    """Check that a run goes on with the settings it began with, all but those that may change.
+
+    Raises:
+        UsageError: some differ; it names them.
+    """
+    changed = [k for k in now if k not in MAY_CHANGE and now[k] != then.get(k, now[k])]
+    if changed:
+        told = ", ".join(f"{k} (was {then[k]!s:.60}, now {now[k]!s:.60})" for k in changed)
+        raise UsageError(f"A resumed run must keep its settings; these differ: {told}")
+
+
+def read_state(path: Path, config: TrainConfig, data_hash: str, *, processes: int = 1, teacher: str = "") -> SavedState:
     """Read the state of a run, and check that it is the run that `config` describes.
 
     Another number of threads or processes is no obstacle, but a warning.
 
     Raises:
         CheckpointError: missing, damaged, or no such state.
-        UsageError: the clips, or settings that matter, are not the run's.
+        UsageError: the clips, the teacher, or settings that matter, are not the run's.
     """
     tensors, meta = read_tensors(path)
-    free = {"resume", "workers", "out", "data", "accelerator", "eval_every", "pretrained"}
-    free |= {"decoder", "on_error", "max_failed", "decode_timeout"}
-    free |= {"devices", "num_nodes", "strategy", "save_every", "keep_last", "patience"}
-    now, then = to_dict(config), meta.get("config", {})
-    changed = [k for k in now if k not in free and now[k] != then.get(k, now[k])]
-    if changed:
-        told = ", ".join(f"{k} (was {then[k]!s:.60}, now {now[k]!s:.60})" for k in changed)
-        raise UsageError(f"A resumed run must keep its settings; these differ: {told}")
+    check_settings(to_dict(config), meta.get("config", {}))
     if meta.get("data_hash") != data_hash:
         raise UsageError(f"The list of clips in {config.data} is not the one this run began with; start a new run")
+    if meta.get("teacher", "") != teacher:
+        its = f"teacher {config.teacher} is not what" if config.teacher else "no teacher is given, but one is what"
+        raise UsageError(f"{its} this run began with; resume it with the same, or start a new run")
     warnings = []
     if meta.get("threads") != torch.get_num_threads():
         warnings.append(

@@ -28,7 +28,7 @@ import torch
 from lightning_fabric import seed_everything
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import Progress
+from rich.progress import Progress, TaskID
 from timm.layers.norm_act import convert_sync_batchnorm
 from timm.utils import ModelEmaV3  # type: ignore[attr-defined]  # re-exported without __all__
 from torch import Tensor
@@ -44,16 +44,29 @@ from vireo.data.flips import FlipRule, flip_rule
 from vireo.data.labels import check_label_map, write_label_map
 from vireo.data.loader import ClipLoader, make_loader
 from vireo.data.mixing import mix_clips
-from vireo.data.pool import resolve_workers
+from vireo.data.pool import resolve_workers, usable_cores
 from vireo.data.splits import Split, split_table
 from vireo.data.table import ClipTable
+from vireo.distill import Teacher, load_teacher
 from vireo.distributed import Team, launch, make_fabric, peers_may_be_gone, unused_parameters
 from vireo.errors import TrainingError, UsageError, VireoError
 from vireo.evaluate import Evaluation, Scores, frames_of, measure, score_clips
 from vireo.files import write_failures
 from vireo.model import Outputs, Recognizer, from_config, is_classifier
-from vireo.optim import freeze_norms_but_first, lr_factor, make_optimizer, set_learning_rate, train_mode
+from vireo.optim import (
+    class_weights,
+    freeze_norms,
+    lr_factor,
+    make_optimizer,
+    scaled_lr,
+    set_learning_rate,
+    train_mode,
+)
+from vireo.pace import Pace, verdict
 from vireo.progress import console_beside, make_progress
+from vireo.provenance import describe_source, write_environment
+from vireo.recompute import recompute_blocks
+from vireo.run_page import ENVIRONMENT, RunFacts, RunPage
 from vireo.runs import (
     BEST,
     LABELS,
@@ -166,9 +179,17 @@ class Session:
         if len(set(team.gather(self.data_hash))) > 1:
             raise UsageError(f"The processes see different clips in {config.data}; give all machines the same files")
         flips = flip_rule(self.labels, config.flip)
+        self.teacher: Teacher | None = None
+        if config.teacher:
+            device, precision = self.fabric.device, self.fabric.autocast
+            self.teacher = load_teacher(config, self.labels, device=device, precision=precision)
+        self.teacher_hash = self.teacher.digest if self.teacher else ""
+        if len(set(team.gather(self.teacher_hash))) > 1:
+            raise UsageError(f"The processes see different teachers in {config.teacher}; give all machines the same")
         state = None
         if config.resume:
-            state = read_state(self.out / RESUME, config, self.data_hash, processes=team.size)
+            teacher = self.teacher_hash
+            state = read_state(self.out / RESUME, config, self.data_hash, processes=team.size, teacher=teacher)
 
         seed_everything(config.seed, verbose=False)
         self.model = from_config(
@@ -177,11 +198,12 @@ class Session:
             pretrained=False if state else config.pretrained,
         )
         if start:
-            continue_from(self.model, start, self.labels)
+            continue_from(self.model, start, self.labels, config)
         if config.sync_bn and team.size > 1:
             self.model = convert_sync_batchnorm(self.model)  # type: ignore[no-untyped-call]
-        if config.partial_bn:
-            freeze_norms_but_first(self.model)
+        freeze_norms(self.model, config.freeze_norms)
+        if config.grad_checkpointing:
+            recompute_blocks(self.model.backbone, config.backbone)
         self.nothing = no_clips(self.model, config)
         if team.size > 1:
             self.model._ddp_params_and_buffers_to_ignore = unused_parameters(self.model, self.probe)  # type: ignore[assignment]
@@ -193,21 +215,31 @@ class Session:
         read = part(ReadConfig, config)
         self.train_failures = FailureCount("training", len(self.split.train), read)
         self.val_failures = FailureCount("validation", len(self.split.val), read)
+        self.class_weights: Tensor | None = None  # (K,)
+        if config.class_balance == "loss":
+            self.class_weights = class_weights(self.split.train.labels, flips.mirrored).to(self.fabric.device)
         self.steps = -(-len(self.split.train) // config.batch_size)  # of an epoch
         self.place = restore(state, self.model, self.optimizer, self.ema) if state else Place()
+        self.pace = Pace()  # of the epoch under way
         if state:
             self.fabric.strategy.precision.load_state_dict(state.scaler)
         if config.compile:  # the average, made before, stays as it is: it is only looked at
             compiled = torch.compile(Recognizer.forward_outputs)
             self.model.forward_outputs = MethodType(compiled, self.model)  # type: ignore[method-assign]
+            if self.teacher:
+                self.teacher.compile()
 
         self.provenance = describe_run(
             config, self.data_hash, self.fabric.device, self.fabric._precision.precision, decoder=decoder
         )
         self.provenance["processes"] = team.size
+        if self.teacher:
+            self.provenance["teacher"] = self.teacher.provenance()
         self.log: MetricsLog | None = None
+        self.page: RunPage | None = None
         team.on_first(self.prepare_folder)
-        self.announce(table.notes, flips.lines(), state.warnings if state else ())
+        notes = (*table.notes, *([self.teacher.line(config.size)] if self.teacher else []))
+        self.announce(notes, flips.lines(), state.warnings if state else ())
 
     @property
     def kept(self) -> Recognizer:
@@ -230,19 +262,44 @@ class Session:
         write_config(self.out, self.config)
         write_label_map(self.out / LABELS, self.labels)
         write_clips(self.out, self.split)
+        write_environment(self.out / ENVIRONMENT)
+        self.provenance["git"] = describe_source()
         if self.config.resume and not is_of(self.out / LAST, self.steps_done):
             self.save(LAST)
+        self.page = RunPage(self.out, self.facts(), warn=self.warn)
+        self.page.update(self.place.epoch, self.place.batch, len(self.place.failures))
+
+    def facts(self) -> RunFacts:
+        """What the run is, for its page."""
+        config, parts = self.config, self.split._asdict()
+        return RunFacts(
+            config=config,
+            network=f"{config.temporal} × {config.backbone}, {frames_of(self.model)} of {config.size}²",
+            parameters=sum(p.numel() for p in self.model.parameters()),
+            classes=len(self.labels),
+            clips={name: len(table) for name, table in parts.items() if table is not None},
+            data_hash=self.data_hash,
+            device=self.fabric.device.type,
+            provenance=self.provenance,
+            folder=Path.cwd(),
+        )
+
+    def warn(self, message: str) -> None:
+        """Tell of trouble that ends nothing."""
+        self.console.print(f"[yellow]warning:[/yellow] {escape(message)}", highlight=False, soft_wrap=True)
 
     def run(self, bars: Progress, stop_requested: StopRequested) -> bool:
         """All epochs that are left; False if a signal ended them early. Everything is saved either way."""
-        config, place = self.config, self.place
+        config, place, clips = self.config, self.place, len(self.split.train)
+        told = False
+        whole = bars.add_task("run", total=config.epochs * clips, completed=place.epoch * clips + place.seen, note="")
         while place.epoch < config.epochs:
             if config.patience and place.best_epoch and place.epoch - place.best_epoch >= config.patience:
                 self.console.print(f"no better validation top-1 for {config.patience} epochs: the run ends here")
                 return True
             began = time.monotonic()
             try:
-                finished = self.train_epoch(bars, stop_requested)
+                finished = self.train_epoch(bars, whole, stop_requested)
             except TooManyFailuresError:
                 if place.epoch or place.seen:  # else there is nothing to save, and the folder is free for another try
                     self.keep()
@@ -252,9 +309,10 @@ class Session:
                 return False
             row: dict[str, float] = {
                 "epoch": place.epoch + 1,
-                "lr": config.lr * lr_factor(place.epoch, config),
+                "lr": scaled_lr(config) * lr_factor(place.epoch, config),
                 "loss": place.loss_sum / place.seen,
                 "train_top1": place.correct / place.seen,
+                "data_wait": float(self.team.table([self.pace.wait_share]).max()),
             }
             better = False
             if (place.epoch + 1) % config.eval_every == 0 or place.epoch + 1 == config.epochs:
@@ -273,11 +331,18 @@ class Session:
             row["seconds"] = time.monotonic() - began
             self.keep(row, better=better)
             self.console.print(epoch_line(row, config.epochs, better), highlight=False)
+            if not told and (advice := self.advise_on_data()):
+                self.console.print(f"[yellow]data:[/yellow] {escape(advice)}", highlight=False)
+                told = True
             if self.team.any(stop_requested()) and place.epoch < config.epochs:
                 return False
         return True
 
-    def train_epoch(self, bars: Progress, stop_requested: StopRequested) -> bool:
+    def advise_on_data(self) -> str:
+        """What to do if this process waited for its clips in the epoch that has ended; nothing if it hardly did."""
+        return verdict(self.pace, workers=self.train_loader.workers, cores=usable_cores() // self.config.devices)
+
+    def train_epoch(self, bars: Progress, whole: TaskID, stop_requested: StopRequested) -> bool:
         """The steps that are left of the epoch under way; False if a signal asks to stop."""
         config, place = self.config, self.place
         title = f"epoch {place.epoch + 1}/{config.epochs}"
@@ -285,10 +350,12 @@ class Session:
         # The last batch may leave nothing for some processes, which take the step all the same.
         self.batches.set_epoch(place.epoch, start_batch=min(place.batch, self.batches.batches_per_epoch))
         nothing = Batch(self.nothing[:0], torch.empty(0, dtype=torch.int64), torch.empty(0, dtype=torch.int64), ())
-        train_mode(self.model, partial_bn=config.partial_bn)
+        train_mode(self.model, freeze_norms=config.freeze_norms)
         seen, moved = place.seen, 0.0
+        pace = self.pace = Pace(reading=-self.train_loader.reading)
+        loaded = pace.go_through(self.train_loader)
         try:
-            for batch, _ in zip_longest(self.train_loader, range(self.steps - place.batch), fillvalue=nothing):
+            for batch, _ in zip_longest(loaded, range(self.steps - place.batch), fillvalue=nothing):
                 assert isinstance(batch, Batch)
                 moved += batch.moved * len(batch.labels)
                 counts = self.team.table([len(batch.labels), len(batch.failures)])
@@ -301,13 +368,15 @@ class Session:
                     set_learning_rate(self.optimizer, lr_factor(place.epoch + place.batch / self.steps, config))
                     self.step(batch, clips)
                 place.batch, place.top1 = place.batch + 1, math.nan
-                bars.update(task, advance=clips + failed, note=f"loss {place.loss_sum / max(place.seen, 1):.3f}")
+                bars.update(task, advance=clips + failed, note=self.standing())
+                bars.advance(whole, clips + failed)
                 if self.team.any(stop_requested()):
                     return False
                 if config.save_every and self.steps_done % config.save_every == 0:
                     self.keep()
         finally:
             bars.remove_task(task)
+            pace.reading += self.train_loader.reading
         if not place.seen:
             self.team.on_first(self.write_failures)
             path, reason = next(iter(place.failures.items()))
@@ -316,6 +385,16 @@ class Session:
             moved /= place.seen - seen
             self.console.print(f"decode keyframe: frames lie {moved:.1f} frames from those wanted, on average")
         return True
+
+    def standing(self) -> str:
+        """The epoch so far, in a few words."""
+        place, group = self.place, self.optimizer.param_groups[0]
+        if not place.seen:
+            return ""
+        return (
+            f"loss {place.loss_sum / place.seen:.3f}  top-1 {100 * place.correct / place.seen:.0f} %  "
+            f"lr {group['lr'] / group['lr_scale']:.1e}  data wait {100 * self.pace.wait_share:.0f} %"
+        )
 
     def step(self, batch: Batch, together: int) -> None:
         """One update of the weights.
@@ -343,23 +422,15 @@ class Session:
             targets = labels = labels.to(self.fabric.device)
             self.model.eval()
         self.optimizer.zero_grad(set_to_none=True)
-        loss_sum, correct, parts = 0.0, 0, min(config.accumulate, len(labels))
-        chunks = zip(*(torch.tensor_split(whole, parts) for whole in (clips, targets, labels)), strict=True)
-        for number, (shown, wanted, known) in enumerate(chunks, 1):
-            with self.fabric.no_backward_sync(self.net, enabled=number < parts), out_of_memory(count, config):
-                with self.fabric.autocast():  # Fabric's own is passed by where there is but one device
-                    outputs: Outputs = self.net.forward_outputs(shown)
-                loss = total_loss(outputs, wanted, self.model.loss_weights, config.label_smoothing)
-                if count:
-                    loss_sum += loss.item() * len(known)
-                    # Against the clips' own labels, so mixing lowers it.
-                    correct += int((outputs.logits.argmax(1) == known).sum())
-                if number == parts:
-                    found = team.table([loss_sum, correct])
-                    if not found.isfinite().all():
-                        self.blame(found[:, 0].isfinite(), batch, f"The loss is {float(found[:, 0].sum())}")
-                # Gradients are averaged over processes: so each clip counts the same, however many a process has.
-                self.fabric.backward(loss * ((len(known) if count else 0) * team.size / together))
+        try:
+            found, short = self.gradients(clips, targets, labels, batch, together), False
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            short = True  # what follows needs the memory that the error's traceback holds
+        if short:
+            self.optimizer.zero_grad(set_to_none=True)
+            raise TrainingError(self.what_fits(clips))
         if config.clip_grad:
             # float16 overflows now and then and its scaler skips the step; elsewhere infinite gradients are an end.
             norm = self.fabric.clip_gradients(
@@ -371,10 +442,74 @@ class Session:
         if self.ema:
             self.ema.update(self.model)
         if not count:
-            train_mode(self.model, partial_bn=config.partial_bn)
+            train_mode(self.model, freeze_norms=config.freeze_norms)
         place.loss_sum += float(found[:, 0].sum())
         place.correct += int(found[:, 1].sum())
         place.seen += together
+
+    def gradients(self, clips: Tensor, targets: Tensor, labels: Tensor, batch: Batch, together: int) -> Tensor:
+        """Compute the gradients of a step, in as many parts as the settings say.
+
+        Args:
+            clips: this process's clips on the device, at least one: that shows nothing where it has none.
+            targets: what they are trained on, (N,) labels or (N, K) shares.
+            labels: (N,) their own labels.
+            batch: whose clips are named where the loss is not finite.
+            together: clips of the step in all processes.
+
+        Returns:
+            (processes, 2): each one's sum of losses and number of right answers.
+        """
+        config, team, count = self.config, self.team, len(batch.labels)
+        loss_sum, correct, parts = 0.0, 0, min(config.accumulate, len(labels))
+        chunks = zip(*(torch.tensor_split(whole, parts) for whole in (clips, targets, labels)), strict=True)
+        for number, (shown, wanted, known) in enumerate(chunks, 1):
+            with self.fabric.no_backward_sync(self.net, enabled=number < parts):
+                with self.fabric.autocast():  # Fabric's own is passed by where there is but one device
+                    outputs: Outputs = self.net.forward_outputs(shown)
+                loss = total_loss(outputs, wanted, self.model.loss_weights, config.label_smoothing, self.class_weights)
+                if self.teacher:
+                    loss = self.teacher.teach(loss, outputs.logits, shown)
+                if count:
+                    loss_sum += loss.item() * len(known)
+                    # Against the clips' own labels, so mixing lowers it.
+                    correct += int((outputs.logits.argmax(1) == known).sum())
+                if number == parts:
+                    found = team.table([loss_sum, correct])
+                    if not found.isfinite().all():
+                        self.blame(found[:, 0].isfinite(), batch, f"The loss is {float(found[:, 0].sum())}")
+                # Gradients are averaged over processes: so each clip counts the same, however many a process has.
+                self.fabric.backward(loss * ((len(known) if count else 0) * team.size / together))
+        return found
+
+    def what_fits(self, clips: Tensor) -> str:
+        """What to do where the device's memory was too small for the clips of a step: found by trying.
+
+        Args:
+            clips: those of the step, on the device.
+        """
+        config, whole = self.config, len(clips)
+        at_once = -(-whole // config.accumulate)
+        most = largest_that_fits(self.try_clips, clips, at_once)
+        told = f"The device's memory is too small for {at_once} clips at once"
+        less = "" if config.grad_checkpointing else "; --grad-checkpointing true needs less memory"
+        if not most:
+            return f"{told}, and even for one; use a smaller --size, fewer --num-frames or a smaller network{less}"
+        fit = "1 fits" if most == 1 else f"{most} fit"
+        return (
+            f"{told}; {fit}: --accumulate {-(-whole // most)} computes the same steps in parts (batch norm sees fewer "
+            f"clips together), --batch-size {most * self.team.size} takes smaller steps{less}"
+        )
+
+    def try_clips(self, clips: Tensor) -> None:
+        """Compute gradients that nobody needs. Not those of the other processes: they are gone."""
+        with self.fabric.autocast():
+            outputs = self.model.forward_outputs(clips)
+        labels = torch.zeros(len(clips), dtype=torch.int64, device=clips.device)
+        loss = total_loss(outputs, labels, self.model.loss_weights, 0.0)
+        if self.teacher:
+            loss = self.teacher.teach(loss, outputs.logits, clips)
+        torch.autograd.grad(loss, [p for p in self.model.parameters() if p.requires_grad], allow_unused=True)
 
     def blame(self, fine: Tensor, batch: Batch, what: str) -> NoReturn:
         """End the run in all processes, naming the clips of those that are not fine.
@@ -442,6 +577,8 @@ class Session:
         self.val_loader.close()
         if self.log:
             self.log.close()
+        if self.page:
+            self.page.close()
 
     def keep(self, row: dict[str, float] | None = None, *, better: bool = False) -> None:
         """Have the first process write the run as it stands; the others wait, and end if it can't.
@@ -466,6 +603,8 @@ class Session:
         self.save(LAST)
         if self.config.keep_last > 1:
             keep_newest(self.out, self.steps_done, self.config.keep_last)
+        if self.page:  # after all that the run needs
+            self.page.update(self.place.epoch, self.place.batch, len(self.place.failures))
 
     def save(self, name: str) -> None:
         """Write a checkpoint that `vireo predict` can use alone."""
@@ -496,6 +635,7 @@ class Session:
             self.data_hash,
             processes=self.team.size,
             scaler=self.fabric.strategy.precision.state_dict(),
+            teacher=self.teacher_hash,
         )
 
     def announce(self, notes: Sequence[str], flips: Sequence[str], warnings: Sequence[str]) -> None:
@@ -509,6 +649,7 @@ class Session:
             f"{len(self.labels)} classes: {len(split.train)} training clips, {len(split.val)} validation"
             + (f", {len(split.test)} test" if split.test is not None and len(split.test) else ""),
             *(f"[dim]{escape(note)}[/dim]" for note in (*notes, *flips)),
+            *changed_by_batch_and_classes(config, split.train, self.class_weights),
         ]
         lines += [f"[yellow]warning:[/yellow] {escape(warning)}" for warning in warnings]
         if config.resume:
@@ -516,16 +657,39 @@ class Session:
         self.console.print("\n".join(lines), highlight=False)
 
 
-def total_loss(outputs: Outputs, labels: Tensor, weights: tuple[float, float], label_smoothing: float) -> Tensor:
+def total_loss(
+    outputs: Outputs,
+    labels: Tensor,
+    weights: tuple[float, float],
+    label_smoothing: float,
+    class_weights: Tensor | None = None,
+) -> Tensor:
     """Cross-entropy of the logits, plus that of a branch's own logits where there is one (eq. 4 of MSTSM-TFDEM).
 
-    Labels are (N,) indices, or (N, K) shares that sum to 1.
+    Args:
+        outputs: of N clips.
+        labels: (N,) indices, or (N, K) shares that sum to 1.
+        weights: of the two losses.
+        label_smoothing: share of the target that is spread over all classes.
+        class_weights: (K,) how much a clip of each class counts; its whole loss is multiplied by that of its label,
+            or of its labels by their shares. None: all alike.
+
+    Returns:
+        The mean over clips. It is not divided by the sum of their weights, so that parts of a batch add up to it.
     """
     main, own = weights
     exact = torch.promote_types(outputs.logits.dtype, torch.float32)
-    loss = main * cross_entropy(outputs.logits.to(exact), labels, label_smoothing=label_smoothing)
+
+    def over_clips(logits: Tensor) -> Tensor:
+        if class_weights is None:
+            return cross_entropy(logits.to(exact), labels, label_smoothing=label_smoothing)
+        each = cross_entropy(logits.to(exact), labels, label_smoothing=label_smoothing, reduction="none")
+        counts = class_weights.to(exact)
+        return (each * (counts[labels] if labels.ndim == 1 else (labels * counts).sum(1))).mean()
+
+    loss = main * over_clips(outputs.logits)
     if outputs.auxiliary is not None:
-        loss = loss + own * cross_entropy(outputs.auxiliary.to(exact), labels, label_smoothing=label_smoothing)
+        loss = loss + own * over_clips(outputs.auxiliary)
     return loss
 
 
@@ -579,12 +743,29 @@ def same_options(asked: Any, its: Any) -> bool:
     return bool(asked == its)
 
 
-def continue_from(model: Recognizer, start: Checkpoint, labels: tuple[str, ...]) -> None:
-    """Give the model the weights of a checkpoint; classifiers start anew where the classes are others."""
+def continue_from(model: Recognizer, start: Checkpoint, labels: tuple[str, ...], config: TrainConfig) -> None:
+    """Give the model the weights of the checkpoint `init`; with `reset_head` its classifiers start anew.
+
+    Raises:
+        UsageError: the checkpoint's classes are others, and `reset_head` is off.
+    """
     tensors = start.model.state_dict()
-    if start.labels != labels:
+    if config.reset_head:
         tensors = {name: tensor for name, tensor in tensors.items() if not is_classifier(name)}
+    elif start.labels != labels:
+        raise UsageError(
+            f"{config.data} has {len(labels)} classes, {config.init} has {len(start.labels)}: "
+            f"{describe_difference(labels, start.labels)}; --reset-head true starts the classifier anew and keeps "
+            "all other weights"
+        )
     model.load_state_dict(tensors, strict=False)
+
+
+def describe_difference(labels: tuple[str, ...], before: tuple[str, ...]) -> str:
+    """Which classes are new and which are gone, in a few words."""
+    gone, new = set(before) - set(labels), set(labels) - set(before)
+    told = [f"{len(names)} {what} ({min(names)!r})" for names, what in ((new, "new"), (gone, "gone")) if names]
+    return " and ".join(told) or "the same ones in another order"
 
 
 def no_clips(model: Recognizer, config: TrainConfig) -> Tensor:
@@ -606,7 +787,8 @@ def make_loaders(
     val_set = ClipDataset(split.val, **common)
     share: dict[str, Any] = {"batch_size": config.batch_size // team.size, "seed": config.seed}
     share |= {"rank": team.rank, "world_size": team.size}
-    batches = EpochBatches(len(split.train), shuffle=True, **share)
+    balanced = split.train.labels if config.class_balance == "sampling" else None
+    batches = EpochBatches(len(split.train), shuffle=True, balanced=balanced, **share)
     val_batches = EpochBatches(len(split.val), shuffle=False, **share)
     workers = config.workers
     if workers < 0:
@@ -618,21 +800,26 @@ def make_loaders(
     )
 
 
-@contextmanager
-def out_of_memory(clips: int, config: TrainConfig) -> Iterator[None]:
-    """Say what helps where a device's memory is too small.
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """Whether a device's memory, or the machine's, was too small."""
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
-    Raises:
-        TrainingError: it is.
-    """
-    try:
-        yield
-    except torch.OutOfMemoryError as error:
-        parts = 2 * config.accumulate
-        raise TrainingError(
-            f"The device's memory is too small for {-(-clips // config.accumulate)} clips at once; "
-            f"--accumulate {parts} computes the same steps in {parts} parts (batch norm sees fewer clips together)"
-        ) from error
+
+def largest_that_fits(attempt: Callable[[Tensor], None], clips: Tensor, too_many: int) -> int:
+    """How many of the clips can be computed at once: halves of `too_many`, down to one; 0 if none can."""
+    count = too_many // 2
+    while count:
+        if clips.is_cuda:
+            torch.cuda.empty_cache()  # in pieces that were right for the larger number
+        try:
+            attempt(clips[:count])
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+        else:
+            return count
+        count //= 2
+    return 0
 
 
 @contextmanager
@@ -683,6 +870,23 @@ def say_how_to_resume(console: Console, out: Path, place: Place) -> None:
         highlight=False,
         soft_wrap=True,
     )
+
+
+def changed_by_batch_and_classes(config: TrainConfig, clips: ClipTable, weights: Tensor | None) -> list[str]:
+    """The learning rate where the batch size changes it, and what is done about unequal classes, in a line each."""
+    lines, lr = [], scaled_lr(config)
+    if config.base_batch_size not in (0, config.batch_size):
+        lines.append(
+            f"learning rate {lr:.4g}: {config.lr:g} × {config.batch_size} / {config.base_batch_size}, as the batch has "
+            f"{config.batch_size} clips and base_batch_size is {config.base_batch_size}"
+        )
+    if weights is not None:
+        some = weights[weights > 0]
+        lines.append(f"class balance: a clip counts {some.min():.3g} to {some.max():.3g} times, by its class")
+    elif config.class_balance == "sampling":
+        classes = len(np.unique(clips.labels))
+        lines.append(f"class balance: each of {classes} classes is drawn {len(clips) / classes:.4g} times per epoch")
+    return lines
 
 
 def announce_end(console: Console, out: Path, place: Place, seconds: float) -> None:
