@@ -173,6 +173,9 @@ class MSTSMTFDEM(MSTSM, TFDEM):
         TFDEM.__post_init__(self)
 
 
+_VECTOR_BYTES = 64  # of AVX-512
+
+
 class MultiScaleShift(nn.Module):
     """(N·T, C, H, W) → (N·T, C' + added, H, W): one-unit shift, and copies shifted further behind it.
 
@@ -235,27 +238,30 @@ class MultiScaleShift(nn.Module):
         x = split_time(features.permute(0, 2, 3, 1), self.frames)
         if self.merge and not torch.is_grad_enabled() and not torch.compiler.is_compiling():
             return self._in_place(x).flatten(0, 1).permute(0, 3, 1, 2)
-        after, before, rest, later, earlier = self._parts(x)
-        parts = [*self._from(after, 1), *self._from(before, -1), *rest]
+        after, before, kept, later, earlier = self._parts(x)
+        parts = [*self._from(after, 1), *self._from(before, -1), *kept]
         if self.two:
-            parts += later + earlier
             if self.scales == "2var":
                 parts += self._filled(later, 2, -3) + self._filled(earlier, -2, 3)
             else:
-                parts += self._from(later, 2) + self._from(earlier, -2)
+                parts += self._copied_from(later, earlier, 2)
             if self.scales == "3":
-                parts += self._from(later, 3) + self._from(earlier, -3)
+                parts += self._copied_from(later, earlier, 3)
         return torch.cat(parts, dim=-1).flatten(0, 1).permute(0, 3, 1, 2)
 
-    def _parts(self, x: Tensor) -> list[list[Tensor]]:  # the five parts of C', each in pieces
+    def _parts(self, x: Tensor) -> list[list[Tensor]]:
+        """Pieces of C': shifted from t+1, from t−1, kept in place; of the last, those copied to t−k, and to t+k."""
         if not self.merge:
-            return [[part] for part in torch.split(x, self._sizes, dim=-1)]
+            after, before, kept = torch.split(x, [self.one, self.one, self.width - 2 * self.one], dim=-1)
+            later, earlier = torch.split(kept, [kept.shape[-1] - 2 * self.two, self.two, self.two], dim=-1)[1:]
+            return [[after], [before], [kept], [later], [earlier]]
         # `gather` along the innermost axis runs at the memory's speed; index_select is several times slower.
         x = torch.gather(x, -1, self.index.expand(*x.shape[:-1], -1))
         *pieces, members = torch.split(x, [*self._sizes, len(self.merge)], dim=-1)
         parts, at = [[piece] for piece in pieces], self._holder
         parts[at : at + 2] = [[pieces[at], members.mean(dim=-1, keepdim=True), pieces[at + 1]]]
-        return parts
+        *shifted, rest, to_left, to_right = parts
+        return [*shifted, rest + to_left + to_right, to_left, to_right]
 
     def _in_place(self, x: Tensor) -> Tensor:
         # One pass in place of two, which is what makes a pruned network faster in eager inference. With a
@@ -288,6 +294,17 @@ class MultiScaleShift(nn.Module):
 
     def _from(self, part: list[Tensor], offset: int) -> list[Tensor]:  # t takes t + offset; zeros beyond the ends
         return [self._window(x, offset, self.frames) for x in part]
+
+    def _copied_from(self, later: list[Tensor], earlier: list[Tensor], frames: int) -> list[Tensor]:
+        """Copies from t + frames of one part and t − frames of the other, frames > 0."""
+        if len(later) > 1 or len(earlier) > 1 or self.two * later[0].element_size() >= _VECTOR_BYTES:
+            return self._from(later, frames) + self._from(earlier, -frames)
+        # Runs shorter than a vector register keep torch's compiler from vectorising the whole `cat` behind this:
+        # in bf16 it then takes four times as long (256 channels). Joined by themselves they are long enough.
+        ((after,), (before,)), missing = (later, earlier), min(frames, self.frames)
+        zeros = after.new_zeros(()).expand(after.shape[0], missing, *after.shape[2:])
+        later_ones = torch.cat((after[:, missing:], zeros), dim=1)
+        return [torch.cat((later_ones, torch.cat((zeros, before[:, : self.frames - missing]), dim=1)), dim=-1)]
 
     def _filled(self, part: list[Tensor], offset: int, other: int) -> list[Tensor]:  # t + other where that is missing
         missing = min(abs(offset), self.frames)
@@ -352,7 +369,8 @@ class TemporalFeatureDifference(Branch):
         Args:
             tapped: (N·T, C, H, W), or (N, C, T, H, W) on a 3D backbone.
             visuals: also give ``differences``, (N, T, h, w): how far each frame's features are from those of
-                the frame before, the mean over channels of the absolute values, in [0, 1] (Fig. 6).
+                the frame before, the mean over channels of the absolute values, in [0, 1] (Fig. 6); and
+                ``features``, the same of the features themselves. Of the first frame both are equal.
         """
         frames = self.tap.frames
         x = tapped if self.tap.layout == Layout.NT_C_H_W else fold_time(tapped.transpose(1, 2))
@@ -360,8 +378,7 @@ class TemporalFeatureDifference(Branch):
             x = F.max_pool2d(x, 3, stride=2, padding=1)
         x = split_time(self.norm1(self.conv2(self.conv1(x))), frames)  # (N, T, 64, 14, 14)
         first, rest = torch.split(x, [1, frames - 1], dim=1)
-        difference = fold_time(torch.cat((first, x[:, :-1] - rest), dim=1))
-        difference = torch.tanh(F.interpolate(difference, scale_factor=2.0, mode="bilinear"))
+        difference = self._widened(torch.cat((first, x[:, :-1] - rest), dim=1))
         y = F.relu(self.norm2(self.conv4(self.conv3(difference))))
         scores = self.classifier(F.adaptive_avg_pool2d(y, 2).flatten(1))  # (N·T, K)
         scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
@@ -369,5 +386,11 @@ class TemporalFeatureDifference(Branch):
             fused = consensus(scores, frames)
         else:
             fused = (split_time(scores, frames) * self.fusion[:, None]).sum(dim=1)
-        pictures = {"differences": split_time(difference.abs().mean(dim=1), frames)} if visuals else None
+        if not visuals:
+            return BranchOutputs(logits=fused)
+        maps = {"features": self._widened(x), "differences": difference}
+        pictures = {name: split_time(y.abs().mean(dim=1), frames) for name, y in maps.items()}
         return BranchOutputs(logits=fused, visuals=pictures)
+
+    def _widened(self, x: Tensor) -> Tensor:  # (N, T, C, h, w) → (N·T, C, 2·h, 2·w), in [-1, 1]
+        return torch.tanh(F.interpolate(fold_time(x), scale_factor=2.0, mode="bilinear"))
