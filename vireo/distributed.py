@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import logging
 import os
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TypeVar
@@ -72,6 +73,8 @@ def launch(fabric: Fabric) -> Team:
         fabric.launch()
     except (ValueError, RuntimeError) as error:
         raise UsageError(f"the processes could not be started: {str(error).strip().splitlines()[0]}") from error
+    # Of 1×1 convolutions, whose two channels-last strides mean the same memory: the gradient is copied, as ever.
+    warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
     return Team(fabric)
 
 
