@@ -101,7 +101,8 @@ def test_outputs() -> None:
     assert torch.equal(out.logits, model(x))
     assert out.features.shape == (2, 512) and out.auxiliary is None and out.visuals is None
     assert distance(model.classifier(out.features), out.logits) < 1e-5  # without dropout the mean commutes
-    assert model.forward_outputs(x, visuals=True).visuals == {}
+    gates = {f"layer{stage}.0.conv1.gates" for stage in (1, 2, 3, 4)}
+    assert set(model.forward_outputs(x, visuals=True).visuals) == gates
 
 
 def test_the_head_is_dropout_and_a_small_linear_layer() -> None:

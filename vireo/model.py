@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -41,6 +41,7 @@ from vireo.errors import UnsupportedPairError, UsageError, WeightsError
 from vireo.shapes import Layout, consensus, fold_time, split_time
 from vireo.surgery import apply_pruning
 from vireo.temporal import build_temporal, temporal_modules
+from vireo.temporal.base import note_gates
 
 
 class Outputs(NamedTuple):
@@ -134,8 +135,10 @@ class Recognizer(nn.Module):
     def forward_outputs(self, clips: Tensor, visuals: bool = False) -> Outputs:
         """As :meth:`forward`, with a branch's own logits, features and, on request, visuals."""
         images = self._images(clips)
+        gates: dict[str, Tensor] = {}
         try:
-            pooled, tapped = run(self.backbone, images, self._flow, self._taps)
+            with note_gates(self.backbone, len(clips), gates) if visuals else nullcontext():
+                pooled, tapped = run(self.backbone, images, self._flow, self._taps)
         except RuntimeError as error:
             if not _TOO_SMALL.search(str(error)):
                 raise
@@ -158,7 +161,7 @@ class Recognizer(nn.Module):
             logits=logits if auxiliary is None else logits + auxiliary,
             auxiliary=auxiliary,
             features=features,
-            visuals=_named_visuals(self.branches.keys(), given) if visuals else None,
+            visuals=gates | _named_visuals(self.branches.keys(), given) if visuals else None,
         )
 
     def _branches(self) -> tuple[Branch, ...]:

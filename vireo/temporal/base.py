@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import fields
 from typing import Any
 
@@ -90,6 +92,41 @@ def pool_space(features: Tensor) -> Tensor:
 def gate(features: Tensor, weights: Tensor) -> Tensor:
     """(N·T, C, H, W) × (N·T, C) → (N·T, C, H, W): every channel of every frame by its own weight."""
     return features * weights[:, :, None, None]
+
+
+class Gated(nn.Module, ABC):
+    """A map of features, (N·T, C, H, W) → the same, that opens and closes gates. Pictures show them."""
+
+    @abstractmethod
+    def gates(self, features: Tensor) -> Tensor:
+        """(N·T, C, H, W) → what passes, in [0, 1]: (N·T, C) of channels, or (N·T, 1, H, W) of positions."""
+
+
+@contextmanager
+def note_gates(network: nn.Module, clips: int, found: dict[str, Tensor]) -> Iterator[None]:
+    """Put the gates of a network's modules into ``found`` while it runs.
+
+    Args:
+        network: it or parts of it run inside the block, at most once.
+        clips: N.
+        found: gets the gates, (N, T, C) or (N, T, H, W), by the path of the layer before which they stand, with
+            ``.gates`` behind it.
+    """
+
+    def hook_for(path: str) -> Callable[[Gated, tuple[Tensor, ...]], None]:
+        def hook(module: Gated, inputs: tuple[Tensor, ...]) -> None:
+            gates = torch.unflatten(module.gates(inputs[0]), 0, (clips, -1))
+            found[f"{path}.gates"] = gates.squeeze(2) if gates.ndim == 5 else gates
+
+        return hook
+
+    gated = [(path.partition(".temporal")[0], m) for path, m in network.named_modules() if isinstance(m, Gated)]
+    hooks = [module.register_forward_pre_hook(hook_for(path)) for path, module in gated]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 class Chain(nn.Sequential):

@@ -52,7 +52,7 @@ from torch import Tensor, nn
 from vireo.contracts import Anchor, Site, SiteModule, prepend
 from vireo.errors import UsageError
 from vireo.shapes import split_time
-from vireo.temporal.base import Chain, check_stages, temporal_modules
+from vireo.temporal.base import Chain, Gated, check_stages, temporal_modules
 
 _SOURCE = "Cai, A Novel Spatio-Temporal-Wise Network for Action Recognition, IEEE Access 2023"
 
@@ -172,7 +172,7 @@ class TWM(_AtSite):
         return prepend(site, leaf, TemporalWise(site.channels, site.frames))
 
 
-class SpatioTemporalWise(nn.Module):
+class SpatioTemporalWise(Gated):
     """STFM and TWM in parallel: (N·T, C, H, W) → the same."""
 
     def __init__(self, stfm: nn.Module, twm: TemporalWise) -> None:
@@ -182,7 +182,11 @@ class SpatioTemporalWise(nn.Module):
     def forward(self, features: Tensor) -> Tensor:
         """(N·T, C, H, W) → (N·T, C, H, W)."""
         # TWM's product and the sum in one pass.
-        return torch.addcmul(self.stfm(features), features, self.twm.remaining(features))
+        return torch.addcmul(self.stfm(features), features, self.twm.gates(features))
+
+    def gates(self, features: Tensor) -> Tensor:
+        """(N·T, C, H, W) → TWM's, (N·T, 1, H, W)."""
+        return self.twm.gates(features)
 
 
 class SpatioTemporalFusion(nn.Module):
@@ -280,7 +284,7 @@ class FrameAverage(nn.Module):
         return y.flatten(0, 1).permute(0, 3, 1, 2)
 
 
-class TemporalWise(nn.Module):
+class TemporalWise(Gated):
     """TWM: (N·T, C, H, W) → the same; every position of every frame weighed by a gate that sees three frames."""
 
     def __init__(self, channels: int, frames: int) -> None:
@@ -292,9 +296,9 @@ class TemporalWise(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """(N·T, C, H, W) → (N·T, C, H, W)."""
-        return features * self.remaining(features)  # (5), (6): Z = X − X·S
+        return features * self.gates(features)  # (5), (6): Z = X − X·S
 
-    def remaining(self, features: Tensor) -> Tensor:
+    def gates(self, features: Tensor) -> Tensor:
         """(N·T, C, H, W) → 1 − S, (N·T, 1, H, W)."""
         maps = split_time(F.conv2d(features, self.weight).permute(0, 2, 3, 1), self.frames)  # (N, T, H, W, 3)
         before, now, after = torch.split(maps, 1, dim=-1)

@@ -49,7 +49,7 @@ from torch import Tensor, nn
 from vireo.contracts import Anchor, Site, SiteModule, prepend
 from vireo.errors import UnsupportedPairError, UsageError
 from vireo.shapes import Layout, split_time
-from vireo.temporal.base import STAGES, check_stages, pool_space, temporal_modules
+from vireo.temporal.base import STAGES, Gated, check_stages, pool_space, temporal_modules
 
 _SOURCE = (
     "Jiang, Zhang, An Improved Action Recognition Network With Temporal Extraction and Feature Enhancement, "
@@ -167,7 +167,7 @@ class FE(SiteModule):
         return FeatureEnhancement(_copyable(site, leaf), site.frames)
 
 
-class TemporalExtraction(nn.Module):
+class TemporalExtraction(Gated):
     """TE: (N·T, C, H, W) → the same; channels gated, then mixed over time by a kernel of the clip's own."""
 
     def __init__(self, channels: int, frames: int, reduction: int = 4) -> None:
@@ -199,6 +199,10 @@ class TemporalExtraction(nn.Module):
                 mixed = torch.addcmul(mixed, after, x[t + 1])
             y.append(mixed)
         return torch.stack(y, dim=1).flatten(0, 1).permute(0, 3, 1, 2)
+
+    def gates(self, features: Tensor) -> Tensor:
+        """(N·T, C, H, W) → M, (N·T, C)."""
+        return self._motion(split_time(pool_space(features), self.frames)).flatten(0, 1)
 
     def _motion(self, pooled: Tensor) -> Tensor:
         """(2), (3): (N, T, C) → (N, T, C)."""

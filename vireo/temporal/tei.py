@@ -31,7 +31,7 @@ from torch import Tensor, nn
 
 from vireo.contracts import Site, SiteModule, prepend
 from vireo.shapes import split_time
-from vireo.temporal.base import Chain, check_at_least_one, check_stages, gate, pool_space, temporal_modules
+from vireo.temporal.base import Chain, Gated, check_at_least_one, check_stages, gate, pool_space, temporal_modules
 
 _SOURCE = "Liu et al., TEINet: Towards an Efficient Architecture for Video Recognition, AAAI 2020"
 
@@ -114,7 +114,7 @@ class SETIM(SiteModule):
         return prepend(site, leaf, Chain(excite, TemporalInteraction(site.channels, site.frames)))
 
 
-class MotionEnhanced(nn.Module):
+class MotionEnhanced(Gated):
     """MEM: (N·T, C, H, W) → the same; channels weighed by how they change to the next frame."""
 
     def __init__(self, channels: int, frames: int, reduction: int) -> None:
@@ -130,11 +130,16 @@ class MotionEnhanced(nn.Module):
         """(N·T, C, H, W) → (N·T, C, H, W)."""
         if self.frames == 1:
             return features
+        return gate(features, self.gates(features))  # (3)
+
+    def gates(self, features: Tensor) -> Tensor:
+        """(N·T, C, H, W) → ŝ, (N·T, C)."""
+        if self.frames == 1:
+            return features.new_ones(features.shape[:2])
         pooled = split_time(pool_space(features), self.frames)  # x̂ (N, T, C)
         s = self.conv1(pooled[:, :-1]) - self.conv2(pooled[:, 1:])  # (1): (N, T−1, C/r)
         weights = torch.sigmoid(self.conv3(s))  # (2): ŝ (N, T−1, C)
-        weights = F.pad(weights, (0, 0, 0, 1), value=1.0)  # u_T = x_T
-        return gate(features, weights.flatten(0, 1))  # (3)
+        return F.pad(weights, (0, 0, 0, 1), value=1.0).flatten(0, 1)  # u_T = x_T
 
 
 class TemporalInteraction(nn.Module):
@@ -161,7 +166,7 @@ class TemporalInteraction(nn.Module):
         return y.flatten(0, 1).permute(0, 3, 1, 2)
 
 
-class SqueezeExcitation(nn.Module):
+class SqueezeExcitation(Gated):
     """SE: (N·T, C, H, W) → the same; every frame's channels weighed by its own pooled features."""
 
     def __init__(self, channels: int, reduction: int) -> None:
@@ -172,5 +177,8 @@ class SqueezeExcitation(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """(N·T, C, H, W) → (N·T, C, H, W)."""
-        weights = torch.sigmoid(self.excite(F.relu(self.squeeze(pool_space(features)))))
-        return gate(features, weights)
+        return gate(features, self.gates(features))
+
+    def gates(self, features: Tensor) -> Tensor:
+        """(N·T, C, H, W) → (N·T, C)."""
+        return torch.sigmoid(self.excite(F.relu(self.squeeze(pool_space(features)))))
