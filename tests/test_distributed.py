@@ -20,10 +20,10 @@ from vireo.data.faults import Failure
 from vireo.data.order import OrderConfig, make_order
 from vireo.distributed import Team, make_fabric, peers_may_be_gone, unused_parameters
 from vireo.errors import TrainingError, UsageError
-from vireo.evaluate import Scores
+from vireo.evaluation import Scores, join_scores
 from vireo.model import create_model
 from vireo.runs import read_metrics
-from vireo.train import join_scores, train
+from vireo.train import train
 
 QUIET = Console(quiet=True)
 CLOCK = ("seconds", "data_wait")

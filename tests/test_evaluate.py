@@ -11,25 +11,21 @@ import pytest
 import torch
 from sklearn.metrics import balanced_accuracy_score, confusion_matrix, top_k_accuracy_score
 from torch import nn
+from torchmetrics.functional.classification import multiclass_calibration_error
 
+from tests.video_tools import write_class_folders
 from vireo.checkpoint import Checkpoint
 from vireo.config import ViewConfig
 from vireo.data.annotations import read_table
 from vireo.data.dataset import Batch, Failure
 from vireo.data.splits import split_table
+from vireo.devices import choose_device
 from vireo.errors import DataError, UsageError
-from vireo.evaluate import (
-    Scores,
-    choose_device,
-    choose_split,
-    evaluate,
-    measure,
-    score_clips,
-    shuffled_order,
-    wilson_interval,
-    write_evaluation,
-)
+from vireo.evaluate import evaluate
+from vireo.evaluation import Scores, measure, write_evaluation
 from vireo.model import create_model
+from vireo.scoring import choose_split, score_clips
+from vireo.statistics import bootstrap_mean
 
 LABELS = tuple("abcdefg")
 
@@ -63,6 +59,38 @@ class _nothing:
     def __exit__(self, *_: object) -> None: ...
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_intervals_and_calibration_are_those_of_the_clips(seed: int) -> None:
+    scores = random_scores(seed)
+    found = measure(scores, LABELS, {}, seed=3)
+    right = (scores.logits.argmax(1) == scores.labels).numpy()
+    assert found.bootstrap.top1 == bootstrap_mean(right, seed=3)
+    for value, (low, high) in zip((found.top1, found.top5, found.mean_class), found.bootstrap[:3], strict=True):
+        assert low <= value <= high and high - low < 0.4
+    expected = multiclass_calibration_error(
+        scores.logits.softmax(1), scores.labels, num_classes=7, n_bins=15, norm="l1"
+    )
+    assert found.calibration.error == pytest.approx(float(expected), abs=1e-5)
+
+
+def test_scores_that_say_nothing_are_refused(tmp_path) -> None:
+    data = write_class_folders(tmp_path, {"a": 2, "b": 1}, frames=4)
+    model = create_model("tsn", "resnet10t", num_classes=2, num_frames=2)
+    torch.nn.init.constant_(model.classifier.bias, float("nan"))
+    checkpoint = Checkpoint(model=model, labels=("a", "b"), view=ViewConfig(size=32))
+    with pytest.raises(DataError, match=r"scores of 3 of 3 clips are infinite or not a number, the first of .*a_0"):
+        evaluate(checkpoint, data, workers=0)
+
+
+def test_a_clip_of_one_frame_is_scored(tmp_path) -> None:
+    data = write_class_folders(tmp_path, {"a": 2, "b": 1}, frames=1)
+    model = create_model("tsm", "resnet10t", num_classes=2, num_frames=4)
+    checkpoint = Checkpoint(model=model, labels=("a", "b"), view=ViewConfig(size=32))
+    found = evaluate(checkpoint, data, workers=0, protocol="2x3-full", shuffle_frames=1, reverse_frames=True)
+    assert found.header["scored"] == 3 and found.order is not None
+    assert all(order.lost == 0 for order in found.order.orders)  # all frames are the same
+
+
 def test_failed_clips_are_counted_and_named_never_scored() -> None:
     clean, dirty = measure(random_scores(0), LABELS, {}), measure(random_scores(0, failures=3), LABELS, {})
     assert (dirty.header["expected"], dirty.header["scored"], dirty.header["failed"]) == (63, 60, 3)
@@ -79,15 +107,6 @@ def test_nothing_scored_is_an_error_that_names_a_reason() -> None:
     )
     with pytest.raises(DataError, match=r"None of 1 clips.*x\.mp4: no video stream"):
         measure(nothing, LABELS, {})
-
-
-def test_wilson_interval_against_its_definition() -> None:
-    # The interval's ends p solve (share − p)² = z² p (1 − p) / n.
-    for correct, total in [(0, 10), (3, 10), (43, 43), (90, 129)]:
-        for end in wilson_interval(correct, total):
-            assert (correct / total - end) ** 2 == pytest.approx(1.959964**2 * end * (1 - end) / total, abs=1e-9)
-    low, high = wilson_interval(8, 10)
-    assert low < 0.8 < high
 
 
 class FirstFrame(nn.Module):
@@ -132,20 +151,15 @@ def test_scoring_restores_the_mode_and_takes_no_gradients() -> None:
     assert outer.training and not scores.logits.requires_grad
 
 
-def test_shuffled_order_depends_on_seed_round_and_clip_alone() -> None:
-    whole = shuffled_order(8, 3, 1)(torch.arange(20))
-    parts = torch.cat([shuffled_order(8, 3, 1)(torch.tensor([i])) for i in range(20)])
-    assert torch.equal(whole, parts)
-    assert torch.equal(whole.sort(1).values, torch.arange(8).expand(20, 8))
-    assert not torch.equal(whole, shuffled_order(8, 3, 2)(torch.arange(20)))
-    assert not torch.equal(whole, shuffled_order(8, 4, 1)(torch.arange(20)))
-
-
 def test_files_hold_the_same_numbers(tmp_path) -> None:
     found = measure(random_scores(1, failures=1), LABELS, {"checkpoint": "tei × x", "split": "val"})
     files = write_evaluation(found, tmp_path)
     read = json.loads(files["json"].read_text())
     assert read["top1"] == found.top1 and read["failed"] == 1
+    assert read["bootstrap95"]["top1"] == list(found.bootstrap.top1) and read["bootstrap95"]["resamples"] == 1000
+    assert read["calibration"]["error"] == found.calibration.error and read["calibration"]["bins"] == 15
+    assert read["most_confused"][0]["clips"] == found.confused[0].clips
+    assert read["most_confused"][0]["true"] in LABELS
     rows = list(csv.DictReader(files["per_class"].open()))
     assert sum(int(r["correct"]) for r in rows) == round(found.top1 * 60)
     assert math.isnan(float(rows[6]["accuracy"]))

@@ -11,12 +11,16 @@ import pytest
 import torch
 
 from vireo import cli
-from vireo.checkpoint import Checkpoint
+from vireo.checkpoint import Checkpoint, save_checkpoint
 from vireo.config import ViewConfig
 from vireo.data.annotations import read_table
+from vireo.data.decode import read_frames
+from vireo.data.sampling import segment_indices
 from vireo.data.table import ClipTable, StringColumn
+from vireo.data.transforms import eval_transform
 from vireo.errors import DataError, StorageError, UsageError
-from vireo.evaluate import evaluate, write_evaluation
+from vireo.evaluate import evaluate
+from vireo.evaluation import write_evaluation
 from vireo.fuse import default_weights, fuse_scores, fuse_tables, match_clips
 from vireo.model import create_model
 from vireo.scores import ScoreTable, clip_names, read_scores, write_scores
@@ -356,6 +360,60 @@ def test_evaluations_are_fused_by_the_command(tmp_path: Path, capsys: pytest.Cap
     assert cli.main(["fuse", *map(str, folders)]) == 0
     shown = capsys.readouterr().out
     assert "together" in shown and "1 of 7 clips left out" in shown and "before softmax" in shown
+
+
+def test_the_sum_of_score_files_is_the_ensemble_of_models(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = write_class_folders(tmp_path / "clips", {"clap": 3, "wave": 4}, frames=12)
+    files, models = [], []
+    for frames in (4, 8):
+        torch.manual_seed(frames)
+        model = create_model("tsm", "resnet10t", num_classes=2, num_frames=frames).eval()
+        torch.nn.init.normal_(model.classifier.weight)
+        files.append(tmp_path / f"{frames}f.safetensors")
+        save_checkpoint(files[-1], model, labels=("clap", "wave"), view=ViewConfig(size=32), provenance={})
+        models.append(model)
+    line = ["--workers", "0", "--data", str(data)]
+    for file in files:
+        assert cli.main(["eval", str(file), *line]) == 0
+    both = tmp_path / "both"
+    weights = ["--weights", "1,0.75"]
+    # Every clip through both networks at once, without any file between them:
+    expected = []
+    for path in read_table(data).paths:
+        scores = []
+        for model in models:
+            plan = lambda count, model=model: segment_indices(count, model.num_frames)  # noqa: E731
+            clip = eval_transform(read_frames(path, plan).data, ViewConfig(size=32))
+            with torch.inference_mode():
+                scores.append(model(clip[None])[0])
+        expected.append(scores[0] + 0.75 * scores[1])
+    streams = {
+        "files": [str(tmp_path / "4f.eval"), str(tmp_path / "8f.eval" / "scores.parquet")],
+        "models": [*map(str, files), *line],
+        "mixed": [str(files[0]), str(tmp_path / "8f.eval" / "scores.csv"), *line],
+    }
+    sums = {}
+    for name, words in streams.items():
+        assert cli.main(["fuse", *words, *weights, "--out", str(both), "--json"]) == 0, name
+        sums[name] = read_scores(both).scores
+        torch.testing.assert_close(sums[name], torch.stack(expected), atol=1e-4, rtol=1e-4)
+    assert torch.equal(sums["files"], sums["models"]) and torch.equal(sums["files"], sums["mixed"])
+    capsys.readouterr()
+    assert cli.main(["fuse", *map(str, files)]) == 2
+    assert "4f.safetensors is a checkpoint of RGB; give the clips to score it on with --data" in capsys.readouterr().err
+
+
+def test_probabilities_can_be_averaged() -> None:
+    rgb, flow = table(RGB).scores, table(FLOW).scores
+    mean = (rgb.double().softmax(1) + 1.5 * flow.double().softmax(1)) / 2.5
+    fused = fuse_scores([rgb, flow], (1, 1.5), average="probabilities")
+    torch.testing.assert_close(fused.double().softmax(1), mean)
+    assert fused.dtype == rgb.dtype
+    fusion = fuse_tables([table(RGB), table(FLOW)], (1, 1.5), average="probabilities")
+    assert fusion.evaluation.header["average"] == "probabilities"
+    assert fusion.evaluation.top1 == pytest.approx(float((mean.argmax(1) == table(RGB).labels).float().mean()))
+    with pytest.raises(UsageError, match="average is 'median'"):
+        fuse_scores([rgb, flow], average="median")
 
 
 def test_the_command_says_what_is_wrong(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -25,10 +25,13 @@ from vireo.data.flips import flip_rule
 from vireo.data.sampling import clip_indices, dense_indices, sample_indices
 from vireo.data.transforms import random_box, train_transform
 from vireo.data.views import make_views
-from vireo.errors import UsageError
-from vireo.evaluate import clip_loader, evaluate, many_views, score_clips, shuffled_order
-from vireo.model import create_model
+from vireo.errors import UnknownNameError, UsageError
+from vireo.evaluate import evaluate
+from vireo.model import count_macs, create_model
 from vireo.predict import predict
+from vireo.probe import shuffled_order
+from vireo.protocols import Protocol, choose_protocol, cost_of, describe_protocol, many_views
+from vireo.scoring import clip_loader, score_clips
 
 LABELS = ("push left to right", "push right to left")  # each is the other's mirror image
 VIEW = ViewConfig(size=32, short_side=36)
@@ -117,6 +120,19 @@ def test_clips_come_from_the_view_s_window(
     assert len(asked) >= 3
     for wanted in asked:
         assert np.array_equal(np.diff(wanted), np.full(3, step))
+
+
+def test_twice_takes_the_centres_and_the_starts() -> None:
+    """As TSM's code: int(tick / 2 + tick · x) and int(tick · x), of tick = F / T."""
+    for frames in (1, 3, 7, 40, 64, 101):
+        tick = frames / 8
+        wanted, places = clip_indices("segment", frames, 8, 2, twice=True)
+        assert np.all(np.diff(wanted) >= 0)
+        assert wanted[places[0]].tolist() == [int(tick / 2 + tick * x) for x in range(8)]
+        assert wanted[places[1]].tolist() == [int(tick * x) for x in range(8)]
+    for sampling, count in (("dense", 2), ("segment", 3)):
+        with pytest.raises(UsageError, match="not the two of segment sampling"):
+            clip_indices(sampling, 40, 8, count, twice=True)
 
 
 # --- which pictures -------------------------------------------------------------------------------
@@ -227,19 +243,136 @@ def test_a_shuffled_clip_is_shuffled_alike_in_all_views(checkpoint: Path, tmp_pa
     square = load_checkpoint(with_view(checkpoint, tmp_path / "square.safetensors", size=36))
     found = []
     for view in (square.view, replace(square.view, views="3crop")):
+        protocol = Protocol(view=view)
         found.append(
             score_clips(
                 square.model,
-                clip_loader(square.model, square, table, batch_size=3, workers=0, view=view),
+                clip_loader(square.model, square, table, batch_size=3, workers=0, protocol=protocol),
                 num_classes=2,
                 frame_orders=(None, shuffled_order(4, 0, 0)),
-                many=many_views(view, LABELS, at_once=5),
+                many=many_views(protocol, LABELS, at_once=5),
             )
         )
     for plain, three in zip(*found, strict=True):
         torch.testing.assert_close(plain.logits, three.logits, atol=1e-4, rtol=1e-4)
     straight, shuffled = found[1]
     assert (straight.logits - shuffled.logits).abs().max() > 0.01  # the order matters, or this would show nothing
+
+
+@pytest.mark.parametrize(("views", "count"), [("10crop", 2), ("center", 1)])
+def test_probabilities_are_averaged_after_softmax(views: str, count: int, clips: Path, checkpoint: Path) -> None:
+    labels, generator = LABELS, torch.Generator().manual_seed(0)
+    many = many_views(
+        Protocol(view=replace(VIEW, views=views, clips=count), average="probabilities"), labels, at_once=4
+    )
+    if many is None:  # one picture: nothing to average
+        return
+    scores = 8 * torch.randn(3, many.pictures, 2, generator=generator)
+    mean = torch.zeros(3, 2, dtype=torch.float64)
+    for picture in range(many.pictures):
+        share = scores[:, picture].double().softmax(1)
+        mean += (share[:, [1, 0]] if picture % 10 >= 5 else share) / many.pictures
+    torch.testing.assert_close(many.average(scores).double().softmax(1), mean, atol=1e-6, rtol=1e-5)
+    sure = torch.tensor([[[900.0, 0.0]] * many.pictures])
+    assert many.average(sure).isfinite().all()
+    table = read_table(clips, label_names=LABELS)
+    found = evaluate(checkpoint, table, workers=0, views=views, clips=count, average="probabilities")
+    assert found.header["protocol"].endswith("mean of probabilities")
+    plain = evaluate(checkpoint, table, workers=0, views=views, clips=count)
+    assert found.clip_scores is not None and plain.clip_scores is not None
+    assert not torch.allclose(found.clip_scores.scores.softmax(1), plain.clip_scores.scores.softmax(1))
+
+
+# --- protocols by name ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("1x1-center", "1x1-center: 4 frames (segment), short side 36, centre crop 32²"),
+        ("tefe", "1x1-squeezed: 4 frames (segment), whole frames squeezed to 32 × 37"),
+        ("twice", "2x1-center: 4 frames (segment; centres and starts), short side 36, centre crop 32²"),
+        (
+            "2x3-full",
+            "2x3-full: 4 frames (segment; centres and starts), short side 36, 3 crops 36² along the long side",
+        ),
+        ("10x3", "10x3-crop: 4 frames (segment), short side 36, 3 crops 32² along the long side"),
+        ("10x3-dense", "10x3-crop: 4 frames (dense, 64), short side 36, 3 crops 32² along the long side"),
+        ("10x3-full", "10x3-full: 4 frames (segment), short side 36, 3 crops 36² along the long side"),
+        ("4x5", "4x5-crop: 4 frames (segment), short side 36, crops 32² of corners and centre"),
+        (
+            "25x10-segment",
+            "25x10-crop: 4 frames (segment), short side 36, crops 32² of corners and centre, and mirrored",
+        ),
+    ],
+)
+def test_protocols_by_name(name: str, expected: str) -> None:
+    found = choose_protocol(VIEW, name)
+    assert describe_protocol(found, "4 frames") == expected
+
+
+def test_tefe_is_224_by_256() -> None:
+    found = choose_protocol(ViewConfig(size=224, short_side=320), "tefe")
+    assert (found.view.size, found.view.resize_to, found.view.clips) == (224, 256, 1)
+    model = create_model("tsn", "resnet10t", num_classes=2, num_frames=4)
+    assert cost_of(model, found).macs == count_macs(model, (224, 256))
+    full = choose_protocol(ViewConfig(), "10x3-full")
+    assert (full.view.size, full.view.resize_to) == (256, 256)
+
+
+def test_numbers_go_before_the_name_and_the_name_before_the_checkpoint() -> None:
+    view = ViewConfig(size=32, sampling="dense", views="5crop", clips=7)
+    assert choose_protocol(view).view == view
+    named = choose_protocol(view, "10x3")
+    assert (named.view.clips, named.view.views, named.view.sampling) == (10, "3crop", "dense")
+    given = choose_protocol(view, "2x3-full", clips=3, views="center", sampling="dense")
+    assert (given.view.clips, given.view.views, given.view.sampling, given.twice) == (3, "center", "dense", False)
+    assert choose_protocol(view, "twice").twice and choose_protocol(view, "twice").view.sampling == "segment"
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("10x4", "Did you mean '10x3'"),
+        ("tefee", "Did you mean 'tefe'"),
+        ("twise", "Did you mean 'twice'"),
+        ("0x3", "Unknown protocol"),
+        ("99999x3", "Unknown protocol"),
+        ("zzz", "Known: 10x3, 10x3-full, 1x1-center"),
+    ],
+)
+def test_unknown_protocols(name: str, says: str) -> None:
+    with pytest.raises(UnknownNameError) as caught:
+        choose_protocol(VIEW, name)
+    assert says in str(caught.value)
+    with pytest.raises(UsageError, match="average is 'median'"):
+        choose_protocol(VIEW, average="median")
+
+
+def test_a_score_carries_its_cost(clips: Path, checkpoint: Path) -> None:
+    model = load_checkpoint(checkpoint).model
+    found = evaluate(checkpoint, clips, workers=0, protocol="2x3-full")
+    cost = found.header["cost"]
+    assert cost["macs_per_view"] == count_macs(model, 36) and cost["frame_size"] == [36, 36]
+    assert cost["macs"] == 6 * cost["macs_per_view"] == found.as_dict()["cost"]["macs"]
+    assert cost["text"].endswith(f"× 2 clips × 3 views = {cost['macs'] / 1e9:.4g} GMACs a video")
+    whole = evaluate(checkpoint, clips, workers=0, views="full").header["cost"]
+    assert whole["frame_size"][0] == 36 or whole["frame_size"][1] == 36
+    assert whole["macs"] == count_macs(model, tuple(whole["frame_size"]))
+
+
+def test_twice_is_the_mean_of_both_clips(clips: Path, checkpoint: Path) -> None:
+    table, loaded = read_table(clips, label_names=LABELS), load_checkpoint(checkpoint)
+    found = evaluate(checkpoint, table, workers=0, protocol="twice")
+    assert found.clip_scores is not None
+    for i in range(len(table)):
+        scores = []
+        for shift in (0.5, 0.0):
+            plan = lambda count, shift=shift: np.array([int((x + shift) * count / 4) for x in range(4)])  # noqa: E731
+            [view] = make_views("center", read_frames(table.record(i).path, plan).data, VIEW)
+            with torch.inference_mode():
+                scores.append(loaded.model(view[None])[0])
+        torch.testing.assert_close(found.clip_scores.scores[i], torch.stack(scores).mean(0), atol=2e-4, rtol=2e-4)
 
 
 def test_unreadable_clips_are_counted_with_many_views_too(clips: Path, checkpoint: Path, tmp_path: Path) -> None:

@@ -543,6 +543,28 @@ def compare(
     )
 
 
+def write_report(run: Path, *, out: Path | None = None, data: str = "", workers: int = 1) -> int:
+    """Write one HTML page about a run: accuracy with intervals, curves, confusion, classes, order of frames, failures.
+
+    The page holds everything it needs, opens without a network, and has pictures of the clips that the most confused
+    classes lose, where the clips can be reached. It shows the evaluations that lie in the run's folder.
+
+    Args:
+        run: Folder of a run that train wrote, or of one evaluation.
+        out: The page [report.html in the folder]. An earlier page is replaced, no other file.
+        data: The clips, as in eval, for the pictures [those that the run names].
+        workers: Processes that decode the pictures; 0 = none.
+
+    Example:
+        vireo eval runs/mine/best.safetensors --data clips/ --shuffle-frames 10 --reverse-frames --single-frame
+        vireo report runs/mine
+    """
+    existing(run)
+    from vireo.report import report_command
+
+    return report_command(run, out=out, data=data, workers=workers)
+
+
 def embed(
     checkpoint: Path,
     *,
@@ -1003,6 +1025,7 @@ VERBS: dict[str, Callable[..., int]] = {
     "flow": flow,
     "fuse": fuse,
     "compare": compare,
+    "report": write_report,
     "embed": embed,
     "predict": predict,
     "explain": explain,

@@ -162,8 +162,8 @@ def peers_may_be_gone() -> Iterator[None]:
         if not lost or isinstance(error, VireoError):
             raise
         raise TrainingError(
-            "Another process of this run has ended; what it printed says why. What was saved last is intact: "
-            f"go on with --resume ({text.splitlines()[0]:.120})"
+            "Another process of this run has ended; what it printed says why. What training saved last is "
+            f"intact, and --resume goes on from there ({text.splitlines()[0]:.120})"
         ) from error
 
 

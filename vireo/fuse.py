@@ -2,7 +2,9 @@
 
 Fused scores are the weighted sum of the streams' class scores before softmax, as in the code published with TSN
 (Wang et al., ECCV 2016), which gives flow a weight of 1.5 beside RGB's 1: the default for one RGB and one flow
-stream. All other streams weigh the same by default. Clips are matched by name.
+stream. All other streams weigh the same by default. Where probabilities are averaged instead, the fused scores are the
+logarithms of their weighted mean. Clips are matched by name. A stream is a file of scores, or a checkpoint, which is
+scored first.
 """
 
 from __future__ import annotations
@@ -21,12 +23,16 @@ from rich.table import Table
 from torch import Tensor
 
 import vireo
+from vireo.checkpoint import Checkpoint, load_checkpoint
 from vireo.errors import DataError, UsageError
-from vireo.evaluate import Evaluation, Scores, measure, write_evaluation
+from vireo.evaluate import evaluate_part
+from vireo.evaluation import Evaluation, Scores, measure, write_evaluation
 from vireo.scores import EVALUATION, ScoreTable, read_scores
+from vireo.scoring import ScoreConfig
 
 _TSN = {"rgb": 1.0, "flow": 1.5}
 _CALLED = {"rgb": "RGB", "flow": "flow"}
+_ADDED = {"logits": "scores are added before softmax", "probabilities": "probabilities are averaged"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,23 +74,29 @@ class Fusion:
     """Of the fused scores; its header counts a clip as failed where any stream has no scores of it."""
 
 
-def fuse_scores(scores: Sequence[Tensor], weights: Sequence[float] | None = None) -> Tensor:
-    """The weighted sum of class scores.
+def fuse_scores(scores: Sequence[Tensor], weights: Sequence[float] | None = None, *, average: str = "logits") -> Tensor:
+    """The weighted sum of class scores, or the logarithms of the weighted mean of probabilities.
 
     Args:
         scores: one (..., K) tensor per stream, before softmax.
         weights: one per stream; by default all 1, as tensors don't tell RGB from flow. In TSN these have 1 and 1.5.
+        average: logits: the scores are added as they are; probabilities: each stream's softmax.
 
     Returns:
-        (..., K), a float type of the streams.
+        (..., K), a float type of the streams. Its softmax is the mean of the probabilities, if these are averaged.
 
     Raises:
         UsageError: no streams, shapes that differ, or weights that don't fit.
     """
     weights = check_weights(weights, len(scores))
+    if average not in ("logits", "probabilities"):
+        raise UsageError(f"average is {average!r}; use logits or probabilities")
     shapes = sorted({tuple(s.shape) for s in scores})
     if len(shapes) > 1:
         raise UsageError(f"scores of shapes {' and '.join(map(str, shapes))} can't be fused; all must have the same")
+    if average == "probabilities":
+        mean = sum(w * s.double().softmax(-1) for w, s in zip(weights, scores, strict=True)) / math.fsum(weights)
+        return torch.as_tensor(mean).clamp_min(torch.finfo(torch.float64).tiny).log().to(scores[0].dtype)
     fused = scores[0] * weights[0]
     for score, weight in zip(scores[1:], weights[1:], strict=True):
         fused = fused + score * weight
@@ -128,7 +140,11 @@ def default_weights(modalities: Sequence[str], names: Sequence[str]) -> tuple[tu
 
 
 def fuse_tables(
-    tables: Sequence[ScoreTable], weights: Sequence[float] | None = None, names: Sequence[str] | None = None
+    tables: Sequence[ScoreTable],
+    weights: Sequence[float] | None = None,
+    names: Sequence[str] | None = None,
+    *,
+    average: str = "logits",
 ) -> Fusion:
     """Fuse what several models said, clip by clip.
 
@@ -139,6 +155,7 @@ def fuse_tables(
         tables: one per stream.
         weights: one per stream; by default see :func:`default_weights`.
         names: of the streams, for messages.
+        average: logits or probabilities, see :func:`fuse_scores`.
 
     Raises:
         UsageError: weights that don't fit.
@@ -155,7 +172,8 @@ def fuse_tables(
         raise DataError(f"{names[0]} has one class only, {classes[0]!r}; recognition needs at least two")
     for table, name in zip(tables, names, strict=True):
         if other := sorted(set(table.label_names) ^ set(classes)):
-            raise DataError(f"{name} and {names[0]} have different classes; {other[0]!r} is in one of them only")
+            more = f", and {len(other) - 1} more" if len(other) > 1 else ""
+            raise DataError(f"{name} and {names[0]} have different classes; {other[0]!r} is in one of them only{more}")
     rows = match_clips(tables)
     if not len(rows[0]):
         raise DataError(
@@ -176,7 +194,7 @@ def fuse_tables(
         indices = torch.arange(len(logits))
         return measure(Scores(logits=logits, labels=truth[0], indices=indices, failures=()), classes, {})
 
-    fused = fuse_scores(scores, checked)
+    fused = fuse_scores(scores, checked, average=average)
     if not bool(fused.isfinite().all()):
         at = int((~fused.isfinite().all(dim=1)).nonzero()[0])
         clip = tables[0].clips[int(rows[0][at])]
@@ -187,6 +205,7 @@ def fuse_tables(
         "modality": " + ".join(dict.fromkeys(modalities)) if all(modalities) else "",
         "weights": list(checked),
         "weighting": weighting,
+        "average": average,
         "vireo": vireo.__version__,
     }
     whole = evaluation(fused)
@@ -239,13 +258,37 @@ def _keys(tables: Sequence[ScoreTable]) -> list[list[str]]:
 
 
 def fuse_command(
-    scores: Sequence[Path], *, weights: Sequence[float] = (), out: Path | None = None, json: bool = False
+    scores: Sequence[Path],
+    *,
+    weights: Sequence[float] = (),
+    average: str = "logits",
+    data: str = "",
+    flow_data: str = "",
+    split: str = "auto",
+    protocol: str = "",
+    batch_size: int = 8,
+    workers: int = -1,
+    device: str = "auto",
+    out: Path | None = None,
+    json: bool = False,
 ) -> int:
-    """What `vireo fuse` does: read the scores, fuse, print, and write the fused evaluation where asked."""
+    """What `vireo fuse` does: read or make the scores, fuse, print, and write the fused evaluation where asked."""
     if len(scores) < 2:
         raise UsageError("fusion needs the scores of two models or more")
     check_weights(weights, len(scores))  # before files are read
-    fusion = fuse_tables([read_scores(path) for path in scores], weights, [str(path) for path in scores])
+    config = ScoreConfig(protocol=protocol, batch_size=batch_size, workers=workers, device=device)
+    loaded = [load_checkpoint(path) if is_checkpoint(path) else read_scores(path) for path in scores]
+    tables = []
+    for path, stream in zip(scores, loaded, strict=True):
+        if isinstance(stream, Checkpoint):
+            where = data_for(path, stream, data, flow_data)
+            found = evaluate_part(stream, where, split, config).clip_scores
+            assert found is not None
+            tables.append(found)
+            stream.model.cpu()  # its successor needs the room
+        else:
+            tables.append(stream)
+    fusion = fuse_tables(tables, weights, [str(path) for path in scores], average=average)
     if json:
         streams = [stream.as_dict() for stream in fusion.streams]
         whole = {"streams": streams, "weighting": fusion.weighting, "fusion": fusion.evaluation.as_dict()}
@@ -255,6 +298,25 @@ def fuse_command(
     if out is not None:
         write_evaluation(fusion.evaluation, out)
     return 0
+
+
+def is_checkpoint(path: Path) -> bool:
+    """Whether a stream is a model that has yet to be scored."""
+    return path.suffix == ".safetensors"
+
+
+def data_for(path: Path, checkpoint: Checkpoint, data: str, flow_data: str) -> str:
+    """The clips to score a checkpoint on.
+
+    Raises:
+        UsageError: they are not given.
+    """
+    modality = checkpoint.model.config.modality
+    found = flow_data or data if modality == "flow" else data
+    if not found:
+        option = "--flow-data" if modality == "flow" else "--data"
+        raise UsageError(f"{path} is a checkpoint of {_CALLED[modality]}; give the clips to score it on with {option}")
+    return found
 
 
 def print_fusion(fusion: Fusion, console: Console) -> None:
@@ -274,7 +336,7 @@ def print_fusion(fusion: Fusion, console: Console) -> None:
     low, high = e.interval
     console.print(
         f"top-1 on the {e.header['scored']} clips that all have scores of, 95 % interval "
-        f"{100 * low:.1f}–{100 * high:.1f}; scores are added before softmax",
+        f"{100 * low:.1f}–{100 * high:.1f}; {_ADDED[e.header['average']]}",
         highlight=False,
     )
     if e.header["failed"]:

@@ -1,33 +1,42 @@
-"""Scores of every clip, as a CSV: what `vireo eval` writes and `vireo fuse` reads.
+"""Scores of every clip, as CSV and Parquet: what `vireo eval` writes and `vireo fuse` reads.
 
     clip,label,clap,wave          the clip's name, its true class, and one column per class
     clap/a,clap,2.1309,-0.25
     wave/b,wave,,                 a clip that could not be read has no scores
 
-Scores are the network's outputs before softmax. Nine digits give every float32 back exactly.
+Scores are the network's outputs before softmax. Nine digits give every float32 back exactly. A Parquet file has the
+same columns, with float32 in place of digits; it needs pyarrow, which `vireo[parquet]` brings.
 """
 
 from __future__ import annotations
 
 import csv
+import importlib.util
 import json
 import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+import vireo
+from vireo.checkpoint import write_atomically
 from vireo.data.folders import is_video
 from vireo.data.table import ClipRecord, ClipTable
-from vireo.errors import DataError, UsageError, writing
+from vireo.errors import DataError, MissingDependencyError, UsageError
+from vireo.files import replacing
 
 SCORES = "scores.csv"
+PARQUET = "scores.parquet"
 EVALUATION = "evaluation.json"
 _FIXED = ["clip", "label"]
+_MOST_CELLS = 1 << 30  # of a Parquet file, which may claim to hold anything
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -42,7 +51,7 @@ class ScoreTable:
     scores: Tensor
     """(M, K) float32, before softmax; a row of nan is a clip that could not be read."""
     modality: str = ""
-    """What the model saw, rgb or flow; "": not known. No part of the CSV: see :func:`read_scores`."""
+    """What the model saw, rgb or flow; "": not known. A CSV doesn't say: see :func:`read_scores`."""
 
     def __post_init__(self) -> None:
         m, k = len(self.clips), len(self.label_names)
@@ -89,7 +98,7 @@ def write_scores(path: Path, table: ScoreTable) -> Path:
         StorageError: it could not be written.
     """
     rows = zip(table.clips, table.labels.tolist(), table.read.tolist(), table.scores.tolist(), strict=True)
-    with writing(path), path.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
+    with replacing(path) as file:
         writer = csv.writer(file)
         writer.writerow([*_FIXED, *table.label_names])
         for clip, label, read, scores in rows:
@@ -98,23 +107,81 @@ def write_scores(path: Path, table: ScoreTable) -> Path:
     return path
 
 
+def can_write_parquet() -> bool:
+    """Whether pyarrow is installed."""
+    return importlib.util.find_spec("pyarrow") is not None
+
+
+def write_parquet(path: Path, table: ScoreTable) -> Path:
+    """Write a table of scores as Parquet.
+
+    The columns are those of the CSV. Names of clips are text; where one is no UTF-8, all of them are bytes. A clip
+    that could not be read has no scores (null). What the model saw stands in the schema's metadata, ``vireo``, as JSON.
+
+    Raises:
+        MissingDependencyError: pyarrow is not installed.
+        StorageError: it could not be written.
+    """
+    arrow, parquet = _pyarrow()
+    unread = ~table.read.numpy()
+    clips: Sequence[Any] = table.clips
+    if not all(_is_text(clip) for clip in clips):
+        clips = [os.fsencode(clip) for clip in clips]
+    labels = arrow.DictionaryArray.from_arrays(table.labels.to(torch.int32).numpy(), list(table.label_names))
+    columns = [arrow.array(column, mask=unread) for column in table.scores.numpy().T]
+    stated = json.dumps({"version": vireo.__version__, "modality": table.modality})
+    whole = arrow.Table.from_arrays(
+        [arrow.array(clips), labels, *columns], names=[*_FIXED, *table.label_names], metadata={"vireo": stated}
+    )
+    buffer = BytesIO()
+    parquet.write_table(whole, buffer, compression="zstd")
+    write_atomically(path, buffer.getvalue())
+    return path
+
+
+def _is_text(name: str) -> bool:
+    try:
+        name.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _pyarrow() -> tuple[Any, Any]:
+    """The package pyarrow and its Parquet part.
+
+    Raises:
+        MissingDependencyError: it is not installed.
+    """
+    try:
+        import pyarrow
+        from pyarrow import parquet
+    except ImportError:
+        raise MissingDependencyError("Parquet files need pyarrow: pip install 'vireo[parquet]'") from None
+    return pyarrow, parquet
+
+
 def read_scores(path: str | Path) -> ScoreTable:
     """Read a table of scores, and the model's modality from the ``evaluation.json`` that `vireo eval` wrote beside it.
 
     Args:
-        path: the CSV, or the folder that `vireo eval` wrote.
+        path: the CSV or Parquet file, or the folder that `vireo eval` wrote, whose CSV goes before its Parquet file.
 
     Raises:
         UsageError: it does not exist.
         DataError: it is no such table; the message names the line.
+        MissingDependencyError: a Parquet file, and pyarrow is not installed.
     """
     path = Path(path)
     if path.is_dir():
-        path = path / SCORES
-        if not path.exists():
-            raise UsageError(f"{path.parent} holds no {SCORES}; give a folder that `vireo eval` wrote, or a CSV")
+        found = [path / name for name in (SCORES, PARQUET) if (path / name).exists()]
+        if not found:
+            raise UsageError(f"{path} holds no {SCORES}; give a folder that `vireo eval` wrote, or a CSV")
+        path = found[0]
     if not path.is_file():
         raise UsageError(f"{path} " + ("is not a file" if path.exists() else "does not exist"))
+    if path.suffix == ".parquet":
+        return _read_parquet(path)
     try:
         with path.open(newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
             reader = csv.reader(file, strict=True)
@@ -126,61 +193,114 @@ def read_scores(path: str | Path) -> ScoreTable:
         raise DataError(f"{path} can't be read: {error.strerror}") from None
 
 
+def _read_parquet(path: Path) -> ScoreTable:
+    arrow, parquet = _pyarrow()
+    try:
+        with parquet.ParquetFile(path) as file:
+            names, stated = file.schema_arrow.names, (file.schema_arrow.metadata or {}).get(b"vireo", b"")
+            if names[:2] != _FIXED or len(names) < 3:
+                raise DataError(f"{path} is no table of scores; its columns must be clip, label, CLASS, CLASS, …")
+            if file.metadata.num_rows * len(names) > _MOST_CELLS:
+                raise DataError(f"{path} has {file.metadata.num_rows} rows of {len(names)} columns; that is too large")
+            columns = file.read().columns
+    except (arrow.ArrowException, OSError) as error:
+        raise DataError(f"{path} can't be read as Parquet: {str(error).splitlines()[0]:.200}") from None
+    kinds = [column.type for column in columns[2:]]
+    if wrong := [kind for kind in kinds if not (arrow.types.is_floating(kind) or arrow.types.is_integer(kind))]:
+        raise DataError(f"{path}: a column of scores holds {wrong[0]}, not numbers")
+    clips, labels = (column.to_pylist() for column in columns[:2])
+    if not all(isinstance(name, str | bytes) for name in (*clips, *labels)):
+        raise DataError(f"{path}: a clip or a label is empty or no text")
+    scores = np.stack([column.to_numpy() for column in columns[2:]], axis=1)  # null becomes nan
+    empty = np.stack([column.is_null().to_numpy() for column in columns[2:]], axis=1)
+    unread: list[bool] = [bool(row.all()) for row in empty]
+    rows = zip(map(_as_text, clips), map(_as_text, labels), scores, unread, strict=True)
+    found = _collect(path, tuple(names[2:]), enumerate(rows, start=1))
+    return replace(found, modality=_stated_modality(stated) or _modality_beside(path))
+
+
+def _as_text(name: str | bytes) -> str:
+    return name if isinstance(name, str) else os.fsdecode(name)
+
+
 def _modality_beside(path: Path) -> str:
     """What `vireo eval` noted, rgb or flow; empty where nothing usable is noted, as scores can be fused without."""
-    if path.name != SCORES:  # several tables may lie in one folder, and the evaluation is of one
+    if path.name not in (SCORES, PARQUET):  # several tables may lie in one folder, and the evaluation is of one
         return ""
     try:
-        stated = json.loads(path.with_name(EVALUATION).read_text("utf-8"))
-    except (OSError, ValueError, RecursionError):
+        return _stated_modality((path.parent / EVALUATION).read_bytes())
+    except OSError:
+        return ""
+
+
+def _stated_modality(text: bytes) -> str:
+    try:
+        stated = json.loads(text)
+    except (ValueError, RecursionError):
         return ""
     modality = stated.get("modality") if isinstance(stated, dict) else None
     return modality if modality in ("rgb", "flow") else ""
 
 
+_Row = tuple[str, str, "np.ndarray[Any, np.dtype[np.floating[Any]]]", bool]
+"""Clip, label, scores, and whether there are none."""
+
+
 def _parse(path: Path, reader: Iterator[list[str]]) -> ScoreTable:
     header = next(reader, [])
-    names = tuple(header[2:])
-    if header[:2] != _FIXED or not names:
+    if header[:2] != _FIXED or not header[2:]:
         raise DataError(f"{path} is no table of scores; its first line must be clip,label,CLASS,CLASS,…")
+
+    def rows() -> Iterator[tuple[int, _Row]]:
+        for number, row in enumerate(reader, start=2):
+            if not row:
+                continue
+            where = f"{path}, row {number}"
+            if len(row) != len(header):
+                raise DataError(f"{where}: {len(row)} values for {len(header)} columns")
+            yield number, (row[0], row[1], _numbers(where, row[2:]), not any(row[2:]))
+
+    return _collect(path, tuple(header[2:]), rows())
+
+
+def _collect(path: Path, names: tuple[str, ...], rows: Iterable[tuple[int, _Row]]) -> ScoreTable:
+    """Numbered rows as a table.
+
+    Raises:
+        DataError: a class or a clip that occurs twice, an unknown label, scores that are no numbers, or no rows.
+    """
     if len(set(names)) < len(names):
         raise DataError(f"{path}: a class occurs twice in its first line")
     index = {name: i for i, name in enumerate(names)}
-    first: dict[str, int] = {}  # clip → its line
+    first: dict[str, int] = {}  # clip → its row
     labels: list[int] = []
-    rows: list[np.ndarray[tuple[int], np.dtype[np.float32]]] = []
-    for number, row in enumerate(reader, start=2):
-        if not row:
-            continue
+    found: list[np.ndarray[Any, np.dtype[np.float32]]] = []
+    for number, (clip, label, given, empty) in rows:
         where = f"{path}, row {number}"
-        if len(row) != len(header):
-            raise DataError(f"{where}: {len(row)} values for {len(header)} columns")
-        clip, label, *cells = row
         if label not in index:
             raise DataError(f"{where}: label {label[:80]!r} is not among the classes of the first line")
         if first.setdefault(clip, number) != number:
             raise DataError(f"{where}: clip {clip[:200]!r} stands in row {first[clip]} already")
+        with np.errstate(over="ignore"):
+            scores = given.astype(np.float32)
+        if not empty and not np.isfinite(scores).all():  # also 1e300, which float32 can't hold
+            raise DataError(f"{where}: a score is infinite or not a number")
         labels.append(index[label])
-        rows.append(_numbers(where, cells))
-    if not rows:
+        found.append(scores)
+    if not found:
         raise DataError(f"{path} lists no clips: there is nothing below its first line")
     return ScoreTable(
         clips=tuple(first),
         labels=torch.tensor(labels),
         label_names=names,
-        scores=torch.from_numpy(np.stack(rows)),
+        scores=torch.from_numpy(np.stack(found)),
     )
 
 
-def _numbers(where: str, cells: list[str]) -> np.ndarray[tuple[int], np.dtype[np.float32]]:
+def _numbers(where: str, cells: list[str]) -> np.ndarray[Any, np.dtype[np.floating[Any]]]:
     if not any(cells):
-        return np.full(len(cells), np.nan, dtype=np.float32)
+        return np.full(len(cells), np.nan)
     try:
-        values = [float(cell) for cell in cells]
+        return np.array([float(cell) for cell in cells])
     except ValueError as error:
         raise DataError(f"{where}: {error}") from None
-    with np.errstate(over="ignore"):
-        scores = np.array(values, dtype=np.float32)
-    if not np.isfinite(scores).all():  # also 1e300, which float32 can't hold
-        raise DataError(f"{where}: a score is infinite or not a number")
-    return scores

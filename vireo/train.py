@@ -50,7 +50,7 @@ from vireo.data.table import ClipTable
 from vireo.distill import Teacher, load_teacher
 from vireo.distributed import Team, launch, make_fabric, peers_may_be_gone, unused_parameters
 from vireo.errors import TrainingError, UsageError, VireoError
-from vireo.evaluate import Evaluation, Scores, frames_of, measure, score_clips
+from vireo.evaluation import Evaluation, join_scores, measure
 from vireo.files import write_failures
 from vireo.model import Outputs, Recognizer, from_config, is_classifier
 from vireo.optim import (
@@ -85,6 +85,7 @@ from vireo.runs import (
     write_clips,
     write_config,
 )
+from vireo.scoring import frames_of, score_clips
 
 StopRequested = Callable[[], bool]
 
@@ -691,19 +692,6 @@ def total_loss(
     if outputs.auxiliary is not None:
         loss = loss + own * over_clips(outputs.auxiliary)
     return loss
-
-
-def join_scores(parts: Sequence[Scores]) -> Scores:
-    """The scores of several processes as one, in the order of the table."""
-    indices = torch.cat([part.indices for part in parts])
-    order, scored = indices.argsort(), len(indices)
-    return Scores(
-        logits=torch.cat([part.logits for part in parts])[order],
-        labels=torch.cat([part.labels for part in parts])[order],
-        indices=indices[order],
-        failures=tuple(failure for part in parts for failure in part.failures),
-        moved=sum(part.moved * len(part.labels) for part in parts) / max(1, scored),
-    )
 
 
 # --- preparing ----------------------------------------------------------------------------------

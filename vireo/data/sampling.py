@@ -164,7 +164,7 @@ def sample_indices(
 
 
 def clip_indices(
-    sampling: str, frame_count: int, num_frames: int, clips: int, *, window: int = DENSE_WINDOW
+    sampling: str, frame_count: int, num_frames: int, clips: int, *, window: int = DENSE_WINDOW, twice: bool = False
 ) -> tuple[Indices, Indices]:
     """The frames of several clips of a video, as one list that a decoder takes.
 
@@ -174,19 +174,29 @@ def clip_indices(
         num_frames: T, frames of a clip.
         clips: how many there are, at their fixed places.
         window: of dense sampling, frames.
+        twice: the two clips are the segments' centres and their first frames, as TSM's code samples twice.
 
     Returns:
         (clips · T,) int64, all frames wanted, sorted, in [0, F); and (clips, T) int64, where in that list the
         frames of each clip are.
 
     Raises:
-        UsageError: as `sample_indices`.
+        UsageError: as `sample_indices`, or ``twice`` with other than two clips of segment sampling.
     """
     if clips < 1:
         raise UsageError(f"clips is {clips}; it must be at least 1")
-    wanted = np.concatenate(
-        [sample_indices(sampling, frame_count, num_frames, window=window, clip=k, clips=clips) for k in range(clips)]
-    )
+    if twice and (sampling, clips) != ("segment", 2):
+        raise UsageError(f"{clips} clips of {sampling} sampling are not the two of segment sampling")
+    if twice:
+        starts = np.arange(num_frames, dtype=np.int64) * frame_count // num_frames
+        wanted = np.concatenate([segment_indices(frame_count, num_frames), starts])
+    else:
+        wanted = np.concatenate(
+            [
+                sample_indices(sampling, frame_count, num_frames, window=window, clip=k, clips=clips)
+                for k in range(clips)
+            ]
+        )
     order = np.argsort(wanted, kind="stable")
     places = np.empty_like(order)
     places[order] = np.arange(len(order))
