@@ -132,7 +132,7 @@ def test_the_report_is_self_contained_and_escapes_names(data: Path, checkpoint: 
         tmp_path / "new" / "report.html", title="T", intro=["i"], models=[section], strips=[strip], ceiling=0.5
     ).read_text()
     assert "&lt;b&gt;TSM" in page and "<b>TSM" not in page
-    assert "http" not in page and "<script" not in page
+    assert "://" not in page and "<script" not in page
     assert page.count("data:image/png") == 2 and page.count("data:image/jpeg") == 4
     assert f"{100 * found.top1:.1f} %" in page
 

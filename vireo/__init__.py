@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from vireo.memory import keep_memory
     from vireo.model import Outputs, Recognizer, create_model
     from vireo.predict import predict
+    from vireo.stream.scoring import predict_windows
     from vireo.train import train
 
 _HOMES = {
@@ -47,6 +48,7 @@ _HOMES = {
     "vireo.memory": ("keep_memory",),
     "vireo.model": ("Outputs", "Recognizer", "create_model"),
     "vireo.predict": ("predict",),
+    "vireo.stream.scoring": ("predict_windows",),
     "vireo.train": ("train",),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
@@ -73,6 +75,7 @@ __all__ = [
     "keep_memory",
     "load_checkpoint",
     "predict",
+    "predict_windows",
     "save_checkpoint",
     "train",
 ]

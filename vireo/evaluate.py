@@ -156,6 +156,8 @@ def evaluate_part(
         checkpoint, table, config, team, orders=[None, *(order for _, order in orders)]
     )
     header |= {"split": part, "data_notes": list(notes)}
+    if not isinstance(data, ClipTable):
+        header["data"] = str(data)
     with all_alike(team):
         found = measure(straight, checkpoint.labels, header, seed=config.seed)
     if orders:

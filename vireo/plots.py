@@ -260,7 +260,8 @@ def changes_png(changes: Sequence[Change], title: str, models: tuple[str, str], 
     axes.axvline(0, color=MUTED, linewidth=0.8, zorder=3)
     axes.set_ylim(len(changes) - 0.5, -0.5)
     reach = max(1.0, *map(abs, points))
-    axes.set_xlim(min(0.0, 1.16 * min(points) - 0.1 * reach), max(0.0, 1.16 * max(points) + 0.1 * reach))
+    low, high = min(0.0, *points), max(0.0, *points)
+    axes.set_xlim(1.16 * low - 0.1 * reach * (low < 0), 1.16 * high + 0.1 * reach * (high > 0))
     plain: dict[str, Any] = {"parse_math": False, "fontsize": 8}
     axes.set_yticks(range(len(changes)), names, **plain)
     for i, (change, value) in enumerate(zip(changes, points, strict=True)):

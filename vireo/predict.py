@@ -31,6 +31,9 @@ from vireo.data.table import ClipRecord, ClipTable, StringColumn
 from vireo.data.transforms import eval_transform
 from vireo.devices import choose_device
 from vireo.errors import DataError, DecodeError, UsageError
+from vireo.stream.command import TimelineOptions, timeline_command
+from vireo.stream.live import parse_source
+from vireo.stream.writers import Format
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -177,9 +180,18 @@ def find_videos(inputs: Sequence[str | Path], modality: str = "rgb") -> list[Pat
 
 def predict_command(
     checkpoint: Path,
-    inputs: list[Path],
+    inputs: Sequence[str | Path],
     *,
     top_k: int = 5,
+    window: float | None = None,
+    every: float | None = None,
+    smooth: float | None = None,
+    threshold: float | None = None,
+    write: tuple[Format, ...] = (),
+    out: Path | None = None,
+    limit: float | None = None,
+    latency: float = 0.5,
+    retry: float = 60.0,
     device: str = "auto",
     workers: int = -1,
     decode_timeout: float = 60.0,
@@ -187,10 +199,29 @@ def predict_command(
 ) -> int:
     """What `vireo predict` does; exit code 1 if any file could not be read.
 
-    With ``json`` every file is one line as soon as it is done: its prediction, or its path and error.
+    With ``json`` every file is one line as soon as it is done: its prediction, or its path and error. With a live
+    source, or any of the options of a timeline, see `timeline_command`.
     """
+    sources = [item for item in inputs if parse_source(str(item))]
+    options = None
+    if sources or write or any(value is not None for value in (window, every, smooth, threshold, out, limit)):
+        options = TimelineOptions(
+            window=window,
+            every=every,
+            smooth=smooth,
+            threshold=threshold or 0.0,
+            write=write,
+            out=out,
+            limit=limit,
+            latency=latency,
+            retry=retry,
+            top_k=top_k,
+        )
     loaded, _ = _ready(checkpoint, device)
-    videos = find_videos(inputs, loaded.model.config.modality)
+    files = [item for item in inputs if item not in sources]
+    videos = find_videos(files, loaded.model.config.modality)
+    if options is not None:
+        return timeline_command(loaded, [*sources, *videos], options, device=device, json=json)
     failed = 0
     results = predict_many(loaded, videos, top_k=top_k, device=device, workers=workers, timeout=decode_timeout)
     with closing(results), progress.bar("predict", len(videos)) as advance:

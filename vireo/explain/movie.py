@@ -41,7 +41,7 @@ def write_mp4(path: Path, pictures: Iterator[UInt8], fps: int = FPS) -> Path:
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            with av.open(str(part), "w", format="mp4", options={"movflags": "+faststart"}) as container:
+            with av.open(f"file:{part}", "w", format="mp4", options={"movflags": "+faststart"}) as container:
                 stream = container.add_stream("libx264", rate=fps, options={"crf": _CRF, "preset": "medium"})
                 stream.pix_fmt = "yuv420p"
                 stream.thread_count = 1
