@@ -1,12 +1,9 @@
-"""A self-contained HTML page about one or more models: no network, no scripts, pictures inside."""
+"""A page about one or more models side by side: no scripts, pictures inside."""
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Sequence
 from dataclasses import dataclass
-from html import escape
-from importlib import resources
 from pathlib import Path
 
 import numpy as np
@@ -16,9 +13,10 @@ from torchvision.io import encode_jpeg
 
 import vireo
 from vireo import plots
-from vireo.errors import writing
-from vireo.evaluate import Evaluation
+from vireo.data.outputs import write_text
+from vireo.evaluation import Evaluation
 from vireo.predict import Prediction
+from vireo.report.parts import image, page, percent, text
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,7 +81,7 @@ def write_report(
     Raises:
         StorageError: the file cannot be written.
     """
-    parts = [f"<h1>{escape(title)}</h1>", *(f'<p class="muted">{escape(p)}</p>' for p in intro)]
+    parts = [f"<h1>{text(title)}</h1>", *(f'<p class="muted">{text(p)}</p>' for p in intro)]
     best = max(models, key=lambda m: m.evaluation.top1)
     parts.append('<div class="cards">')
     parts += [_card(m, highlight=m is best, ceiling=ceiling) for m in models]
@@ -96,33 +94,20 @@ def write_report(
         m.name: {k: [row.get(k, float("nan")) for row in m.metrics] for k in ("epoch", "loss", "top1")} for m in models
     }
     epochs = max((len(m.metrics) for m in models), default=1)
-    parts.append(f'<div class="card">{_image(plots.curves_png(runs, epochs=epochs), "Learning curves")}</div>')
+    parts.append(f'<div class="card">{image(plots.curves_png(runs, epochs=epochs), "Learning curves")}</div>')
     parts.append('<h2>Confusion matrices</h2><div class="cards">')
     for m in models:
         labels = [c.label for c in m.evaluation.classes]
         png = plots.confusion_png(m.evaluation.confusion, labels, m.name)
-        parts.append(f'<div class="card">{_image(png, f"Confusion matrix of {m.name}")}</div>')
+        parts.append(f'<div class="card">{image(png, f"Confusion matrix of {m.name}")}</div>')
     parts.append("</div><h2>Accuracy per class</h2>")
     parts.append(_class_table(models))
     if commands:
-        parts.append("<h2>Go on from here</h2><pre>" + escape("\n".join(commands)) + "</pre>")
-    foot = "<br>".join(escape(line) for line in (*provenance, f"Vireo {vireo.__version__}"))
+        parts.append("<h2>Go on from here</h2><pre>" + "\n".join(map(text, commands)) + "</pre>")
+    foot = "<br>".join(text(line) for line in (*provenance, f"Vireo {vireo.__version__}"))
     parts.append(f"<footer>{foot}</footer>")
-    style = resources.files("vireo").joinpath("report.css").read_text("utf-8")
-    page = (
-        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width,initial-scale=1">'
-        f"<title>{escape(title)}</title><style>{style}</style></head><body><main>{''.join(parts)}</main></body></html>\n"
-    )
-    with writing(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(page, "utf-8")
+    write_text(path, page(title, "".join(parts), look="themes"))
     return path
-
-
-def _image(data: bytes, alt: str, kind: str = "png") -> str:
-    encoded = base64.b64encode(data).decode()
-    return f'<img alt="{escape(alt)}" src="data:image/{kind};base64,{encoded}">'
 
 
 def _card(model: ModelSection, *, highlight: bool, ceiling: float | None) -> str:
@@ -131,10 +116,10 @@ def _card(model: ModelSection, *, highlight: bool, ceiling: float | None) -> str
     mark = f'<b style="left:{100 * ceiling:.1f}%" title="ceiling without frame order"></b>' if ceiling else ""
     failed = f", {e.header['failed']} failed" if e.header["failed"] else ""
     return (
-        f'<div class="card{" best" if highlight else ""}"><div class="name">{escape(model.name)}</div>'
-        f'<div class="big">{100 * e.top1:.1f} %</div>'
+        f'<div class="card{" best" if highlight else ""}"><div class="name">{text(model.name)}</div>'
+        f'<div class="big">{percent(e.top1)}</div>'
         f'<div class="meter"><i style="width:{100 * e.top1:.1f}%"></i>{mark}</div>'
-        f'<div>{escape(model.about)}</div><div class="small">95 % interval {100 * low:.1f}–{100 * high:.1f} %, '
+        f'<div>{text(model.about)}</div><div class="small">95 % interval {100 * low:.1f}–{100 * high:.1f} %, '
         f"{e.header['scored']} of {e.header['expected']} test clips scored{failed}; trained in "
         f"{model.seconds / 60:.1f} min</div></div>"
     )
@@ -142,22 +127,22 @@ def _card(model: ModelSection, *, highlight: bool, ceiling: float | None) -> str
 
 def _strip(strip: Strip) -> str:
     frames = "".join(
-        _image(encode_jpeg(frame.contiguous(), quality=88).numpy().tobytes(), f"frame {i + 1}", "jpeg")
+        image(encode_jpeg(frame.contiguous(), quality=88).numpy().tobytes(), f"frame {i + 1}", "jpeg")
         for i, frame in enumerate(strip.clip.to(torch.uint8))
     )
     tags = "".join(
-        f'<span class="tag {"good" if p.label == strip.label else "bad"}">{escape(name)}: {escape(p.label)} '
+        f'<span class="tag {"good" if p.label == strip.label else "bad"}">{text(name)}: {text(p.label)} '
         f"({100 * p.probability:.0f} %)</span>"
         for name, p in strip.predictions.items()
     )
     return (
-        f'<div class="strip"><span class="tag">true: {escape(strip.label)}</span>'
-        f'<span class="muted">{escape(strip.title)}</span><div class="frames">{frames}</div>{tags}</div>'
+        f'<div class="strip"><span class="tag">true: {text(strip.label)}</span>'
+        f'<span class="muted">{text(strip.title)}</span><div class="frames">{frames}</div>{tags}</div>'
     )
 
 
 def _class_table(models: Sequence[ModelSection]) -> str:
-    head = "".join(f"<th>{escape(m.name)}</th>" for m in models)
+    head = "".join(f"<th>{text(m.name)}</th>" for m in models)
     rows = []
     for i, first in enumerate(models[0].evaluation.classes):
         cells = "".join(
@@ -166,7 +151,7 @@ def _class_table(models: Sequence[ModelSection]) -> str:
             else "<td>–</td>"
             for m in models
         )
-        rows.append(f"<tr><td>{escape(first.label)}</td><td>{first.clips}</td>{cells}</tr>")
+        rows.append(f"<tr><td>{text(first.label)}</td><td>{first.clips}</td>{cells}</tr>")
     return (
         f'<div class="scroll"><table><thead><tr><th>class</th><th>test clips</th>{head}</tr></thead>'
         f"<tbody>{''.join(rows)}</tbody></table></div>"
