@@ -36,6 +36,7 @@ FILES = {
     CURVES: "the same as a picture",
     "tensorboard": "the same for TensorBoard",
     "failed.csv": "clips that could not be read, with the reasons",
+    "report.html": "all of this and its evaluations as one page, by `vireo report`",
     ENVIRONMENT: "Python, machine, and all packages with their versions",
 }
 """What a run's folder may hold, and what for."""
