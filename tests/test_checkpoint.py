@@ -115,6 +115,10 @@ def test_missing_file_folder_pickle_and_other_safetensors(tmp_path: Path) -> Non
         load_checkpoint(tmp_path / "none.safetensors")
     with pytest.raises(CheckpointError, match="not a file"):
         load_checkpoint(tmp_path)
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "best.safetensors").touch()
+    with pytest.raises(CheckpointError, match=r"the folder of a run; did you mean .*best\.safetensors\?"):
+        load_checkpoint(tmp_path / "run")
     torch.save({"w": torch.zeros(3)}, tmp_path / "m.pth")
     with pytest.raises(CheckpointError):
         load_checkpoint(tmp_path / "m.pth")

@@ -158,6 +158,9 @@ def read_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """
     path = Path(path)
     if not path.is_file():
+        best = path / "best.safetensors"
+        if best.is_file():
+            raise CheckpointError(f"{path} is the folder of a run; did you mean {best}?")
         raise CheckpointError(f"{path}: {'not a file' if path.exists() else 'no such file'}")
     if path.stat().st_size == 0:
         raise CheckpointError(f"{path}: the file is empty")

@@ -227,7 +227,7 @@ def flow(
     timeout: float = 300.0,
     json: bool = False,
 ) -> int:
-    """Compute the optical flow of a data set's videos, for models with --modality flow. Needs vireo[flow].
+    """Compute the optical flow of a data set's videos, for models with --modality flow. Needs OpenCV.
 
     Writes a folder of JPEGs per clip and flow.csv, which train takes. The same command again does what is left.
 

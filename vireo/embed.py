@@ -371,7 +371,7 @@ def tsne_map(features: Floats, *, rows: Int64 | None = None, seed: int = 0) -> n
 
 def _need_scikit_learn() -> None:
     if importlib.util.find_spec("sklearn") is None:
-        raise MissingDependencyError("t-SNE needs scikit-learn: pip install 'vireo[tsne]' (or take --map pca)")
+        raise MissingDependencyError("t-SNE needs scikit-learn: pip install scikit-learn (or take --map pca)")
 
 
 # --- the command --------------------------------------------------------------------------------------

@@ -13,6 +13,9 @@ B = TypeVar("B")
 WORTH_SAYING = 0.05
 """Share of the time, spent waiting for clips, from which on the loader is called the bottleneck."""
 
+MUCH = 0.2
+"""The same where the workers should keep up and don't: on a busy machine some waiting can't be helped."""
+
 LONG_ENOUGH = 10.0
 """Seconds of a loop that can be judged: in shorter ones the first batch, always waited for, is much of the time."""
 
@@ -82,4 +85,6 @@ def verdict(pace: Pace, *, workers: int, cores: int) -> str:
         return f"{found}: {remedy}, there are {workers}; use --workers {enough}, or {cheaper}"
     if not workers:
         return f"{found}: use --workers 1, which reads while the network works"
+    if share < MUCH:
+        return ""
     return f"{found}, though {enough} of {workers} workers should keep up: the cores are busy otherwise; {cheaper}"

@@ -5,7 +5,7 @@
     wave/b,wave,,                 a clip that could not be read has no scores
 
 Scores are the network's outputs before softmax. Nine digits give every float32 back exactly. A Parquet file has the
-same columns, with float32 in place of digits; it needs pyarrow, which `vireo[parquet]` brings.
+same columns, with float32 in place of digits; it needs pyarrow (the extra `parquet`).
 """
 
 from __future__ import annotations
@@ -157,7 +157,7 @@ def _pyarrow() -> tuple[Any, Any]:
         import pyarrow
         from pyarrow import parquet
     except ImportError:
-        raise MissingDependencyError("Parquet files need pyarrow: pip install 'vireo[parquet]'") from None
+        raise MissingDependencyError("Parquet files need pyarrow: pip install pyarrow") from None
     return pyarrow, parquet
 
 

@@ -185,6 +185,6 @@ def check_command(
         for path in written:
             console.print(Text(printable(str(path))), soft_wrap=True)
         if any(f.kind in ("long-gop", "large") for f in report.findings):
-            command = f"vireo data optimize {shlex.quote(data)} {shlex.quote(name + '-256')}"
+            command = f"vireo data optimize {shlex.quote(data)} --out {shlex.quote(name + '-256')}"
             console.print(Text(f"next: {printable(command)}", "dim"), soft_wrap=True)
     return 0 if report.sound else 1

@@ -386,11 +386,11 @@ def import_opencv(method: str = "dis") -> Any:
     try:
         import cv2
     except ImportError:
-        raise MissingDependencyError("optical flow needs OpenCV; pip install 'vireo[flow]'") from None
+        raise MissingDependencyError("optical flow needs OpenCV; pip install opencv-contrib-python-headless") from None
     if method == "tvl1" and not hasattr(getattr(cv2, "optflow", None), "DualTVL1OpticalFlow_create"):
         raise MissingDependencyError(
             f"this OpenCV, {cv2.__version__}, has no TV-L1, which only its contrib packages have; "
-            "pip uninstall it and pip install 'vireo[flow]', or use the method dis"
+            "pip uninstall it and pip install opencv-contrib-python-headless, or use the method dis"
         )
     return cv2
 

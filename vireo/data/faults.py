@@ -57,7 +57,7 @@ class FailureCount:
         failed, first = tuple(self._failed.values()), next(iter(self._failed.values()))
         if self._read.on_error == "fail":
             raise TooManyFailuresError(
-                f"{first.path}: {first.reason} (on_error is fail; skip goes on without the clip)", failed
+                f"{first.path}: {first.reason} (on_error is fail; --on-error skip goes on without the clip)", failed
             )
         if len(failed) == self._clips:
             raise TooManyFailuresError(
@@ -65,7 +65,7 @@ class FailureCount:
             )
         raise TooManyFailuresError(
             f"{len(failed)} of {self._clips} {self._part} clips could not be read, more than max_failed "
-            f"{self._read.max_failed} allows (`vireo data check` finds them all); "
+            f"{self._read.max_failed} allows (--max-failed sets it; `vireo data check` finds them all); "
             f"the first: {first.path}: {first.reason}",
             failed,
         )

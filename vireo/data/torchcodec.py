@@ -34,7 +34,7 @@ def torchcodec_version() -> str:
         _decoders().VideoDecoder(b"no video")
     except ImportError:
         raise MissingDependencyError(
-            "The decoder 'torchcodec' is not installed. Install vireo[torchcodec], or use the decoder 'pyav'."
+            "The decoder 'torchcodec' is not installed. pip install torchcodec, or use the decoder 'pyav'."
         ) from None
     except (OSError, RuntimeError, ValueError) as error:
         if "libtorchcodec" in str(error):  # otherwise it said that this is no video, so it works
@@ -43,7 +43,7 @@ def torchcodec_version() -> str:
 
 
 _NO_FFMPEG = (
-    "The decoder 'torchcodec' (extra vireo[torchcodec]) finds no shared libraries of FFmpeg. Install FFmpeg, or use "
+    "The decoder 'torchcodec' finds no shared libraries of FFmpeg. Install FFmpeg, or use "
     "the decoder 'pyav', which brings its own."
 )
 
