@@ -407,10 +407,10 @@ def test_settings_out_of_range_are_refused(tmp_path: Path) -> None:
     assert not (tmp_path / "flow").exists()
 
 
-def test_without_opencv_the_message_names_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_opencv_the_message_names_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     table = table_of(tmp_path / "clip.mp4")
     monkeypatch.delattr(cv2.optflow, "DualTVL1OpticalFlow_create")
-    with pytest.raises(MissingDependencyError, match=r"has no TV-L1.*vireo\[flow\]"):
+    with pytest.raises(MissingDependencyError, match=r"has no TV-L1.*pip install opencv-contrib"):
         run(table, tmp_path / "flow", method="tvl1")
     monkeypatch.setitem(sys.modules, "cv2", None)
     with pytest.raises(MissingDependencyError, match="pip install opencv-contrib-python-headless"):
@@ -539,6 +539,9 @@ def test_the_command_says_what_it_cost(tmp_path: Path, capsys: pytest.CaptureFix
     assert again == 0 and (found["clips"], found["extracted"], found["kept"], found["failed"]) == (5, 0, 4, 1)
     assert found["failures"][0]["path"] == str(data / "left" / "bad.mp4")
     assert found["method"] == "dis" and found["bound"] == 20 and found["fields"] == 12
+    shutil.copytree(data, tmp_path / "other")
+    with pytest.raises(UsageError, match=r"flow holds what was made from .*; choose another folder"):
+        flow_command(str(tmp_path / "other"), tmp_path / "flow", method="dis", short_side=0, workers=0)
 
 
 def test_flow_does_not_go_among_the_videos(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import itertools
 import json
 import multiprocessing
 import os
+import shutil
 import time
 from fractions import Fraction
 from pathlib import Path
@@ -370,3 +371,9 @@ def test_the_command(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[s
     plain = json.loads(capsys.readouterr().out)
     assert plain["files"] == 6 and len(plain["failed"]) == 2 and plain["gop"] == 1
     assert all(pictures_in(tmp_path / "out/day 1/ä0.mp4")[1])
+    # Another data set would take the place of this one's list.
+    shutil.copytree(data, tmp_path / "other")
+    before = (tmp_path / "out/clips.csv").read_bytes()
+    with pytest.raises(UsageError, match=r"out holds what was made from .*data/list\.csv; choose another folder"):
+        optimize_command(str(tmp_path / "other/list.csv"), tmp_path / "out", short_side=32, gop=1, workers=1)
+    assert (tmp_path / "out/clips.csv").read_bytes() == before

@@ -44,7 +44,7 @@ from vireo.data.clips import read_clip
 from vireo.data.flow import BOUND, to_uint8
 from vireo.data.folders import is_video
 from vireo.data.images import UInt8, is_sane
-from vireo.data.outputs import LOCK, claim_outside, locked, printable
+from vireo.data.outputs import LOCK, SOURCE, claim_outside, locked, made_from, printable
 from vireo.data.pool import Crash, map_in_processes
 from vireo.data.table import ClipRecord, ClipTable
 from vireo.errors import (
@@ -460,7 +460,7 @@ def _check_folder(root: Path, settings: dict[str, object]) -> None:
         raise UsageError(f"{root} is not a folder; give a new one for the flow")
     facts = _read_facts(str(root / FACTS))
     if facts is None or facts.get("kind") != "vireo flow":
-        if any(name not in (LOCK, _PARTIAL) for name in os.listdir(root)):
+        if any(name not in (LOCK, SOURCE, _PARTIAL) for name in os.listdir(root)):
             raise UsageError(f"{root} is not empty and holds no flow of an earlier run; give another folder")
         return
     for name, value in settings.items():
@@ -507,12 +507,13 @@ def flow_command(
     json: bool = False,
 ) -> int:
     """What `vireo flow` does: read the list, extract, say what it cost."""
-    claim_outside(out, split_format(data)[1])
+    place = split_format(data)[1]
+    claim_outside(out, place)
     table = read_table(data)
     console, errors = Console(highlight=False), Console(stderr=True, highlight=False)
     for note in table.notes:
         errors.print(Text(printable(note), "dim"), soft_wrap=True)
-    with progress.bar("flow", len(table)) as advance:
+    with progress.bar("flow", len(table)) as advance, made_from(place, out, out / FACTS):
         try:
             report = extract_flow(
                 table,

@@ -40,7 +40,7 @@ from vireo.data.encode import OptimizeConfig, Written, encode_video, part_of
 from vireo.data.examine import stamp
 from vireo.data.frames import read_frame_folder
 from vireo.data.journal import JsonLines
-from vireo.data.outputs import LOCK, claim_outside, locked, printable, shorter_names, write_text
+from vireo.data.outputs import LOCK, SOURCE, claim_outside, locked, made_from, printable, shorter_names, write_text
 from vireo.data.pool import Crash, map_in_processes
 from vireo.data.sampling import Indices, segment_indices
 from vireo.data.table import ClipTable
@@ -245,7 +245,7 @@ def _is_begun(out: Path, config: OptimizeConfig) -> bool:
         raise UsageError(f"{out} is a file; give a folder")
     journal = out / _JOURNAL
     if not journal.is_file():
-        if out.exists() and any(entry.name not in (LOCK, _JOURNAL) for entry in out.iterdir()):
+        if out.exists() and any(entry.name not in (LOCK, SOURCE, _JOURNAL) for entry in out.iterdir()):
             raise UsageError(f"{out} is not empty; choose an empty folder")
         return False
     with JsonLines(journal) as lines:
@@ -342,10 +342,11 @@ def optimize_command(
 ) -> int:
     """What `vireo data optimize` does."""
     config = OptimizeConfig(short_side=short_side, gop=gop, crf=crf)
-    claim_outside(out, split_format(data)[1])
+    place = split_format(data)[1]
+    claim_outside(out, place)
     table = read_table(data)
     total = len(set(table.paths))
-    with progress.bar("optimize", total) as advance:
+    with progress.bar("optimize", total) as advance, made_from(place, out, out / _JOURNAL):
         try:
             result = optimize_data(table, out, config, workers=workers, timeout=timeout, done=advance)
         except KeyboardInterrupt:

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
-from vireo.errors import UsageError, writing
+from vireo.errors import StorageError, UsageError, writing
 from vireo.files import replacing
 
 LOCK = ".lock"
 """Name of the file that `locked` leaves in a folder."""
+
+SOURCE = ".source"
+"""Name of the file in which `made_from` says of which data set a folder holds the results."""
+
+_LONGEST_PATH = 1 << 16  # characters
 
 
 def shorter_names(files: Sequence[str]) -> list[str]:
@@ -31,6 +36,34 @@ def claim_outside(out: Path, place: Path) -> None:
         raise UsageError(f"{out} is a file; results go to a folder")
     if place.is_dir() and out.resolve().is_relative_to(place.resolve()):
         raise UsageError(f"{out} lies in the data's own folder, which is left as it is; choose a folder elsewhere")
+
+
+@contextmanager
+def made_from(place: Path, out: Path, begun: Path) -> Iterator[None]:
+    """Keep a folder for the results of one data set: those of another would take its lists' place.
+
+    Args:
+        place: the data set.
+        out: the folder.
+        begun: a file of it that is there as soon as results are.
+
+    Raises:
+        UsageError: it holds results of another data set.
+    """
+    note, source, before = out / SOURCE, os.path.realpath(place), ""
+    with suppress(OSError), open(note, encoding="utf-8", errors="surrogateescape", newline="") as file:
+        before = file.read(_LONGEST_PATH)
+    if before and before != source:
+        raise UsageError(
+            f"{out} holds what was made from {before}; choose another folder, or delete {note} if that is the same "
+            "data set in another place"
+        )
+    try:
+        yield
+    finally:
+        if begun.is_file() and not before:
+            with suppress(StorageError):  # no reason to lose results, or to hide why there are none
+                write_text(note, source)
 
 
 @contextmanager
