@@ -313,7 +313,7 @@ class _Feed:
         with self._change:
             wanted = count if self._latency is None else 1
             while len(self._waiting) < wanted and not self._ended:
-                self._change.wait()
+                self._change.wait(0.5)  # a signal that another thread of the process got is seen when this one wakes
             self._drop(time.monotonic())
             found = [self._waiting.popleft() for _ in range(min(wanted, len(self._waiting)))]
             self._change.notify_all()
