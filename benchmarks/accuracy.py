@@ -1,26 +1,33 @@
-"""Accuracy of several temporal modules on one labelled folder, over several seeds.
+"""Accuracy of several temporal modules on one labelled folder, over several seeds or leaving out one group at a time.
 
     python benchmarks/accuracy.py --data FOLDER --pretrained WEIGHTS --out runs/gestures \
         --temporal tsn tsm tei --seeds 0 1 2 --leave-out unclassified -- --size 160 --epochs 15
+    python benchmarks/accuracy.py --data FOLDER --pretrained WEIGHTS --out runs/interactions \
+        --temporal tsn tsm tei --groups 'seq[0-9]+' -- --size 112
 
 For each module and seed it runs ``vireo train`` (what follows ``--`` is passed on) with a stratified
 80/20 split of its own, scores the **last** checkpoint on the 20 % (the best one would be chosen on
 the very clips it is scored on), scores it again with the frames of each clip in random order, and
-prints a Markdown table. A run that is already finished is not repeated.
+prints a Markdown table. With ``--groups PATTERN``, what the pattern finds in a file's name is its group, and each
+group in turn is scored by a model trained on all the others, so that every clip is scored once.
+A run that is already finished is not repeated.
 """
 
 from __future__ import annotations
 
 import argparse
+import csv
 import json
+import re
 import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from vireo.data.annotations import read_table
-from vireo.evaluate import wilson_interval
+from vireo.statistics import wilson_interval
 
 
 def main() -> None:
@@ -30,33 +37,57 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--temporal", nargs="+", default=["tsn", "tsm", "tei"])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--groups", help="a regular expression: leave out one group of file names at a time, one seed")
     parser.add_argument("--permutations", type=int, default=10)
     parser.add_argument("--leave-out", nargs="*", default=[], help="classes that are not used")
     parser.add_argument("options", nargs="*", help="after --: options for vireo train")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
-    data = without_classes(args.data, args.leave_out, args.out / "clips.csv")
+    clips = read_clips(args.data, args.leave_out)
+    folds = group_folds(clips, args.groups) if args.groups else {}
+    parts = list(folds) or [str(seed) for seed in args.seeds]
 
     results: dict[str, list[dict]] = {}
-    for seed in args.seeds:  # modules inside: what the machine does meanwhile hits all of them alike
+    for part in parts:  # modules inside: what the machine does meanwhile hits all of them alike
+        seed = args.seeds[0] if folds else int(part)
+        data = write_clips(args.out / (f"clips-{part}.csv" if folds else "clips.csv"), folds.get(part, clips))
         for temporal in args.temporal:
-            run = args.out / f"{temporal}-{seed}"
+            run = args.out / f"{temporal}-{part}"
             results.setdefault(temporal, []).append(
                 one_run(run, data, temporal, seed, args.pretrained, args.permutations, args.options)
             )
-            print_table(results)
+        (print_groups if folds else print_seeds)(results)
 
 
-def without_classes(data: Path, leave_out: list[str], path: Path) -> Path:
-    """A CSV of all clips but those of the classes left out."""
+Clip = tuple[str, ...]
+"""Path, label and, in a fold, train or val."""
+
+
+def read_clips(data: Path, leave_out: Sequence[str]) -> list[Clip]:
+    """All clips but those of the classes left out."""
     table = read_table(data)
-    with path.open("w", encoding="utf-8") as file:
-        file.write("path,label\n")
-        for index in range(len(table)):
-            record = table.record(index)
-            label = table.label_names[record.label]
-            if label not in leave_out:
-                file.write(f'"{Path(record.path).resolve()}","{label}"\n')
+    records = [table.record(index) for index in range(len(table))]
+    clips = [(str(Path(record.path).resolve()), table.label_names[record.label]) for record in records]
+    return [clip for clip in clips if clip[1] not in leave_out]
+
+
+def group_folds(clips: Sequence[Clip], pattern: str) -> dict[str, list[Clip]]:
+    """For each group, all clips, with its own as the part that is scored."""
+    found = [re.search(pattern, Path(path).name) for path, _ in clips]
+    if None in found:
+        raise SystemExit(f"{clips[found.index(None)][0]}: {pattern} finds nothing in this name")
+    groups = [match.group() for match in found if match]
+    return {
+        group: [(*clip, "val" if own == group else "train") for clip, own in zip(clips, groups, strict=True)]
+        for group in sorted(set(groups))
+    }
+
+
+def write_clips(path: Path, clips: Sequence[Clip]) -> Path:
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(("path", "label", "split")[: len(clips[0])])
+        writer.writerows(clips)
     return path
 
 
@@ -85,7 +116,7 @@ def vireo(arguments: list[str], *, capture: bool = False) -> str:
     return subprocess.run(command, check=True, text=True, stdout=subprocess.PIPE if capture else None).stdout or ""
 
 
-def print_table(results: dict[str, list[dict]]) -> None:
+def print_seeds(results: dict[str, list[dict]]) -> None:
     print(
         "\n| module | top-1 per seed, % | mean ± deviation, % | 95 % interval, % | frames shuffled, % | training, min |"
     )
@@ -104,6 +135,25 @@ def print_table(results: dict[str, list[dict]]) -> None:
             f"| {100 * low:.1f}–{100 * high:.1f} (n = {clips}) "
             f"| {statistics.mean(shuffled):.1f} ± {statistics.stdev(shuffled):.1f} "
             f"| {', '.join(f'{m:.1f}' for m in minutes)} |",
+            flush=True,
+        )
+
+
+def print_groups(results: dict[str, list[dict]]) -> None:
+    print(
+        "\n| module | top-1, % | 95 % interval, % | worst, median, best group, % | frames shuffled, % | training, min |"
+    )
+    print("|---|---|---|---|---|---|")
+    for temporal, runs in results.items():
+        clips = sum(r["scored"] for r in runs)
+        hits = round(sum(r["top1"] * r["scored"] for r in runs))
+        low, high = wilson_interval(hits, clips)
+        groups = sorted(100 * r["top1"] for r in runs)
+        shuffled = sum(statistics.mean(r["shuffled_top1"]) * r["scored"] for r in runs) / clips
+        print(
+            f"| {temporal} | {100 * hits / clips:.1f} ({hits} of {clips}) | {100 * low:.1f}–{100 * high:.1f} "
+            f"| {groups[0]:.0f}, {statistics.median(groups):.0f}, {groups[-1]:.0f} | {100 * shuffled:.1f} "
+            f"| {sum(r['minutes'] for r in runs):.1f} |",
             flush=True,
         )
 
