@@ -112,7 +112,7 @@ def rendered_clips(folder: Path, clips: int, size: int) -> str:
 def compare_step(args: argparse.Namespace) -> None:
     print("| precision | bare loop, ms | Vireo, ms | Vireo / bare |\n|---|---|---|---|", flush=True)
     with tempfile.TemporaryDirectory() as folder:
-        data = rendered_clips(Path(folder), 2 * args.batch_size + 24, 64)
+        data = rendered_clips(Path(folder), 48 + 4 * args.batch_size, 64)
         for precision in args.precision:
             with closing(
                 Session(settings(args, data, Path(folder) / precision, precision=precision), QUIET)
