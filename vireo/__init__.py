@@ -31,6 +31,7 @@ if TYPE_CHECKING:
         WeightsError,
     )
     from vireo.evaluate import evaluate
+    from vireo.listing import list_backbones, list_modules, list_recipes
     from vireo.memory import keep_memory
     from vireo.model import Outputs, Recognizer, create_model
     from vireo.predict import predict
@@ -45,6 +46,7 @@ _HOMES = {
         *("UnknownNameError", "UnsupportedPairError", "UsageError", "VireoError", "WeightsError"),
     ),
     "vireo.evaluate": ("evaluate",),
+    "vireo.listing": ("list_backbones", "list_modules", "list_recipes"),
     "vireo.memory": ("keep_memory",),
     "vireo.model": ("Outputs", "Recognizer", "create_model"),
     "vireo.predict": ("predict",),
@@ -73,6 +75,9 @@ __all__ = [
     "create_model",
     "evaluate",
     "keep_memory",
+    "list_backbones",
+    "list_modules",
+    "list_recipes",
     "load_checkpoint",
     "predict",
     "predict_windows",
