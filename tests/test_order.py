@@ -5,6 +5,9 @@ from __future__ import annotations
 import csv
 import json
 import math
+import os
+import signal
+import sys
 from collections import Counter, defaultdict
 from collections.abc import Callable
 from fractions import Fraction
@@ -21,7 +24,7 @@ from vireo.data.annotations import read_table
 from vireo.data.order import PAIRS, OrderConfig, make_order, render_scene
 from vireo.data.sampling import segment_indices
 from vireo.data.splits import split_table
-from vireo.errors import StorageError, UnknownNameError, UsageError
+from vireo.errors import DataError, StorageError, UnknownNameError, UsageError
 
 CONFIG = OrderConfig(clips=36, size=48, seed=3)  # three scenes per pair: one each for train, val and test
 TINY = OrderConfig(clips=4, size=32, pairs=("push", "turn"), val_fraction=0, test_fraction=0)
@@ -355,6 +358,25 @@ def test_a_full_disk_is_a_short_error_and_leaves_no_part(tmp_path: Path, monkeyp
     with pytest.raises(StorageError, match="No space left"):
         make_order(tmp_path / "a", TINY, workers=0)
     assert not [p for p in tmp_path.rglob("*") if p.suffix in (".mp4", ".part")]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="processes that are not forked know nothing of the fault planted")
+def test_a_process_that_is_killed_is_a_short_error_and_the_next_run_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = OrderConfig(clips=16, size=32, pairs=("push", "open"))
+
+    def deadly(pair: str, number: int, **options: int) -> order.Scene:
+        if (pair, number) == ("open", 2):
+            os.kill(os.getpid(), signal.SIGKILL)
+        return render_scene(pair, number, **options)
+
+    with monkeypatch.context() as planted, pytest.raises(DataError, match=r"killed .*run again to go on"):
+        planted.setattr(order, "render_scene", deadly)
+        make_order(tmp_path / "a", config, workers=2)
+    make_order(tmp_path / "a", config, workers=2)
+    make_order(tmp_path / "b", config, workers=0)
+    assert contents(tmp_path / "a") == contents(tmp_path / "b")
 
 
 # --- bad arguments ----------------------------------------------------------------------------------------------------

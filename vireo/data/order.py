@@ -8,19 +8,15 @@ docs/order.md has the argument step by step.
 
 from __future__ import annotations
 
-import contextlib
 import csv
 import io
 import json
 import math
-import multiprocessing
 import os
-import sys
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,7 +25,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vireo.config import to_dict
-from vireo.errors import DataError, MissingDependencyError, StorageError, UnknownNameError, UsageError
+from vireo.data.pool import Crash, map_in_processes, usable_cores
+from vireo.errors import DataError, MissingDependencyError, StorageError, UnknownNameError, UsageError, writing
 
 Floats = NDArray[np.floating[Any]]  # float32 wherever there are pixels
 Rng = np.random.Generator
@@ -247,46 +244,28 @@ def _json(content: Any) -> bytes:
 def _write(path: Path, content: bytes) -> None:
     """Atomic: the file appears whole or not at all."""
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        part.write_bytes(content)
-        os.replace(part, path)
-    except BaseException as error:
-        with contextlib.suppress(OSError):
-            part.unlink()
-        if isinstance(error, OSError):
-            raise StorageError(f"{path}: cannot be written: {error.strerror or error}") from error
-        raise
+    with writing(path):
+        try:
+            part.write_bytes(content)
+            os.replace(part, path)
+        finally:
+            part.unlink(missing_ok=True)
 
 
 # --- processes --------------------------------------------------------------------------------------------------------
 
 
 def _worker_count(workers: int, scenes: int) -> int:
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    count = min(cores if workers == -1 else workers, scenes // 4)  # a process for less isn't worth its start
+    count = min(usable_cores() if workers == -1 else workers, scenes // 4)  # a process for less isn't worth its start
     return 0 if count < 2 else count
 
 
 def _run(jobs: Sequence[_Job], out: Path, size: int, workers: int) -> Iterator[None]:
     """Render the scenes; yields once per scene that is on disk."""
-    if not workers:
-        for job in jobs:
-            _make_scene(job, out, size)
-            yield
-        return
-    # fork starts at once and needs no __main__ guard in the caller's script; the children use NumPy and PyAV alone.
-    context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
-    pool = ProcessPoolExecutor(workers, mp_context=context)
-    try:
-        for future in as_completed([pool.submit(_make_scene, job, out, size) for job in jobs]):
-            future.result()
-            yield
-    except BrokenProcessPool:
-        raise DataError(
-            "a rendering process was killed (no memory left?); run again to go on, with fewer workers"
-        ) from None
-    finally:
-        pool.shutdown(cancel_futures=True)
+    for _, result in map_in_processes(partial(_make_scene, out=out, size=size), jobs, workers=workers):
+        if isinstance(result, Crash):
+            raise DataError(f"while rendering {result.reason}; run again to go on, with fewer workers")
+        yield
 
 
 def _make_scene(job: _Job, out: Path, size: int) -> None:
