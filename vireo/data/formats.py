@@ -17,38 +17,34 @@ left out with a note.
 from __future__ import annotations
 
 import csv
-import json
 import os
 import re
-from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from vireo.data.flow import is_flow_clip
-from vireo.data.folders import is_video, read_folder
-from vireo.data.images import is_folder
-from vireo.data.labels import natural_order, read_label_map
+from vireo.data.folders import read_folder
+from vireo.data.labels import read_label_map
 from vireo.data.lists import bounded_lines, csv_lists_in, opened, read_csv, read_list
-from vireo.data.rows import Block, Faults, Rows, is_utf8, quote
-from vireo.data.splits import SPLIT_WORDS
+from vireo.data.official import (
+    ANNOTATION_FOLDERS,
+    CLIP_ID,
+    Clip,
+    Part,
+    find_clips,
+    left_out,
+    lines_of,
+    locate,
+    locate_splits,
+    read_json,
+    require,
+)
+from vireo.data.rows import Faults, is_utf8, quote
 from vireo.data.table import SPLITS, ClipTable
 from vireo.errors import DataError
 
 Reader = Callable[[Path, Sequence[str] | None, str], ClipTable]
-
-_ANNOTATIONS = ("", "annotations", "annotation", "labels", "label", "splits", "lists", "metadata", "csv")
-"""Where annotation files are looked for, below the folder given."""
-_MEDIA_WORDS = frozenset(
-    {"clips", "compress", "data", "frames", "images", "img", "jpeg", "jpegs", "jpg", "raw", "rawframes"}
-    | {"replacement", "resized", "rgb", "video", "videos"}
-)
-"""A folder whose name has one of these words, or that of a split, may hold clips."""
-_DEEPEST = 4
-_MOST_FOLDERS = 20_000  # that are searched for clips
-_LARGEST_JSON = 1 << 29  # bytes; Something-Something's have 33 million
-_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
 
 class Format(NamedTuple):
@@ -59,216 +55,12 @@ class Format(NamedTuple):
     description: str
 
 
-class _Clip(NamedTuple):
-    """One line of an annotation file."""
-
-    line: int
-    names: tuple[str, ...]
-    """What the file or folder may be called, without ending, most likely first."""
-    label: str
-    expected: str
-    """Where it would usually be, below the data set's folder."""
-    group: str = ""
-
-
-class _Part(NamedTuple):
-    """An annotation file that has been read."""
-
-    split: str
-    file: Path
-    clips: list[_Clip]
-    unit: str = "line"
-
-
-def _table(
-    root: Path,
-    parts: Sequence[_Part],
-    label_names: Sequence[str] | None,
-    modality: str,
-    *,
-    order: Sequence[str],
-    words: Sequence[str],
-    fold: bool = False,
-    classes: Sequence[str] = (),
-    notes: Sequence[str] = (),
-    faults: Faults | None = None,
-) -> ClipTable:
-    """Find the clips and make the table.
-
-    Args:
-        root: the data set's folder.
-        parts: what was read.
-        label_names: as in `read_table`.
-        modality: rgb or flow.
-        order: the official labels.
-        words: of the names of folders that hold this data set's clips.
-        fold: whether upper and lower case are the same in names of clips.
-        classes: names of folders that hold one class each.
-        notes: to be shown to the user.
-        faults: found while reading.
-
-    Raises:
-        DataError: a fault, or no clip was found.
-    """
-    if faults is not None:
-        faults.check(root)
-    clips = [clip for part in parts for clip in part.clips]
-    if not clips:
-        raise DataError(f"{root}: {' and '.join(part.file.name for part in parts[:3])} list no clips with labels")
-    wanted = {_key(name, fold) for clip in clips for name in clip.names}
-    media = _find_media(root, wanted, (*classes, *words), modality, fold)
-    rows, missing = Rows(root), []
-    grouped = any(clip.group for clip in clips)
-    for part in parts:
-        paths: list[str] = []
-        for clip in part.clips:
-            path = media.path(clip, fold)
-            if path is None:
-                missing.append(len(rows) + len(paths))
-            paths.append(path or os.path.join(root, clip.expected))
-        rows.begin(part.file.name, part.unit)
-        rows.extend(
-            Block(
-                paths=paths,
-                labels=[clip.label for clip in part.clips],
-                lines=[clip.line for clip in part.clips],
-                splits=[part.split] * len(paths),
-                groups=[clip.group for clip in part.clips] if grouped else None,
-            )
-        )
-    if len(missing) == len(clips):
-        searched = ", ".join(media.searched[:8]) + (" …" if len(media.searched) > 8 else "")
-        raise DataError(
-            f"{root}: none of the {len(clips)} clips is there, e.g. {clips[0].expected}; put them below it, as videos "
-            f"or folders of frames (looked in {searched})"
-        )
-    return rows.table(label_names, order=order, official=True, missing=missing, notes=notes)
-
-
-# Clips
-
-
-class _Media(NamedTuple):
-    """Where clips are, by their keys; of a clip in a folder of its class also by (folder, key)."""
-
-    places: dict[str | tuple[str, str], str]
-    searched: list[str]
-
-    def path(self, clip: _Clip, fold: bool) -> str | None:
-        for name in clip.names:
-            key = _key(name, fold)
-            if found := self.places.get((_plain(clip.label), key)) or self.places.get(key):
-                return found
-        return None
-
-
-def _key(name: str, fold: bool) -> str:
-    return name.casefold() if fold else name
-
-
-def _plain(name: str) -> str:
-    """Names of classes are written in many ways as folders: air_drumming, massaging person's head."""
-    return re.sub(r"[\W_]+", "", name).casefold()
-
-
-def _find_media(root: Path, wanted: set[str], likely: Sequence[str], modality: str, fold: bool) -> _Media:
-    """Look for clips below a folder, where clips may be.
-
-    A video goes before a folder of frames of the same name. Folders are searched breadth first in natural order, so
-    that the result does not depend on the file system.
-    """
-    names = {_plain(name) for name in likely}
-    videos: dict[str | tuple[str, str], str] = {}
-    folders: dict[str | tuple[str, str], str] = {}
-    waiting, seen, searched = deque([(str(root), 0)]), set[str](), list[str]()
-    while waiting and len(seen) < _MOST_FOLDERS:
-        folder, depth = waiting.popleft()
-        real = os.path.realpath(folder)
-        if real in seen:
-            continue
-        seen.add(real)
-        searched.append(folder)
-        below, parent = [], _plain(os.path.basename(folder))
-        with os.scandir(folder) as entries:
-            for entry in sorted(entries, key=lambda entry: entry.name):
-                holds_more = is_folder(entry)
-                stem = entry.name if holds_more else os.path.splitext(entry.name)[0]
-                key = _key(stem, fold)
-                if key in wanted and _is_clip(entry.path, holds_more, modality):
-                    places = folders if holds_more else videos
-                    places.setdefault(key, entry.path)
-                    if parent in names:
-                        places.setdefault((parent, key), entry.path)
-                elif holds_more and key not in wanted and depth < _DEEPEST and _may_hold_clips(entry.name, names):
-                    below.append(entry.path)
-        waiting.extend((path, depth + 1) for path in natural_order(below))
-    return _Media({**folders, **videos}, searched)
-
-
-def _is_clip(path: str, is_folder: bool, modality: str) -> bool:
-    if modality == "flow":
-        return is_flow_clip(path)
-    return is_folder or is_video(path)
-
-
-def _may_hold_clips(name: str, likely: set[str]) -> bool:
-    if _plain(name) in likely:
-        return True
-    words = set(re.findall(r"[a-z]+", name.lower()))
-    return bool(words & _MEDIA_WORDS) or any(word in SPLIT_WORDS for word in words) or "flow" in words
-
-
-# Annotation files
-
-
-def _locate(root: Path, names: Sequence[str], folders: Sequence[str] = ()) -> Path | None:
-    """The first of some files that is there, directly in a folder or in a usual subfolder."""
-    for folder in (*_ANNOTATIONS, *folders):
-        for name in names:
-            path = root / folder / name
-            if path.is_file():
-                return path
-    return None
-
-
-def _require(root: Path, names: Sequence[str], folders: Sequence[str] = ()) -> Path:
-    """As `_locate`.
-
-    Raises:
-        DataError: none is there; the message says what was looked for, and where.
-    """
-    path = _locate(root, names, folders)
-    if path is None:
-        places = ", ".join(f"{folder}/" for folder in (*folders, *_ANNOTATIONS[1:]))
-        raise DataError(f"{root} has no {' or '.join(names)}; put it there or into a subfolder ({places})")
-    return path
-
-
-def _locate_splits(root: Path, names: Mapping[str, Sequence[str]], folders: Sequence[str] = ()) -> dict[str, Path]:
-    """The annotation file of each split that is there.
-
-    Raises:
-        DataError: none is.
-    """
-    found = {split: path for split in names if (path := _locate(root, names[split], folders))}
-    if not found:
-        _require(root, [name for split in names for name in names[split][:2]], folders)
-    return found
-
-
-def _lines(path: Path) -> Iterator[tuple[int, str]]:
-    """Lines that are not blank, with their numbers."""
-    with opened(path) as file:
-        for number, line in enumerate(bounded_lines(path, file), 1):
-            if line := line.strip():
-                yield number, line
-
-
-def _left_out(path: Path, count: int) -> list[str]:
-    return [f"{path}: left out {count} clips, which have no label there"] if count else []
-
-
 # Something-Something and Jester
+
+SSV1_WORDS = ("20bn-something-something-v1", "something-something-v1", "ssv1", "sthv1")
+SSV2_WORDS = ("20bn-something-something-v2", "something-something-v2", "ssv2", "sthv2")
+JESTER_WORDS = ("20bn-jester-v1", "jester-v1", "jester")
+"""Names of folders that hold clips; the first is the official one."""
 
 
 def _read_something(
@@ -280,28 +72,27 @@ def _read_something(
         "val": (f"{name}-validation.csv", "validation.csv"),
         "test": (f"{name}-test-answers.csv", "test-answers.csv", f"{name}-test.csv", "test.csv"),
     }
-    labels_file = _require(root, (f"{name}-labels.csv", "labels.csv"))
+    labels_file = require(root, (f"{name}-labels.csv", "labels.csv"))
     order = [label for label in read_label_map(labels_file) if label != "label"]  # some copies have a header
     faults, parts, notes = Faults(), [], []
-    for split, file in _locate_splits(root, lists).items():
+    for split, file in locate_splits(root, lists).items():
         clips, unlabelled = _pairs(file, faults, words[0])
-        parts.append(_Part(split, file, clips))
-        notes += _left_out(file, unlabelled)
-    parts = [part for part in parts if part.clips] or parts
-    return _table(root, parts, label_names, modality, order=order, words=words, notes=notes, faults=faults)
+        parts.append(Part(split, file, clips))
+        notes += left_out(file, unlabelled)
+    return find_clips(root, parts, label_names, modality, order=order, words=words, notes=notes, faults=faults)
 
 
-def _pairs(path: Path, faults: Faults, folder: str, ending: str = "") -> tuple[list[_Clip], int]:
+def _pairs(path: Path, faults: Faults, folder: str, ending: str = "") -> tuple[list[Clip], int]:
     """Clips of lines ``id;label``, and the number of lines that have no label."""
     clips, unlabelled = [], 0
-    for number, line in _lines(path):
+    for number, line in lines_of(path):
         name, separator, label = (piece.strip() for piece in line.partition(";"))
         if number == 1 and re.fullmatch(r"(video_?)?id(;.*)?", line, re.IGNORECASE):
             continue
-        if not _ID.fullmatch(name):
+        if not CLIP_ID.fullmatch(name):
             faults.add(f"{path.name}, line {number}", f"{quote(line)} does not begin with a clip's id; write id;label")
         elif separator and label:
-            clips.append(_Clip(number, (name,), label, f"{folder}/{name}{ending}"))
+            clips.append(Clip(number, (name,), label, f"{folder}/{name}{ending}"))
         else:
             unlabelled += 1
     return clips, unlabelled
@@ -309,29 +100,32 @@ def _pairs(path: Path, faults: Faults, folder: str, ending: str = "") -> tuple[l
 
 def read_ssv2(root: Path, label_names: Sequence[str] | None, modality: str) -> ClipTable:
     """Something-Something V2: JSON lists whose templates, without brackets, are the labels."""
-    name, folder = "something-something-v2", "20bn-something-something-v2"
-    labels_file = _require(root, (f"{name}-labels.json", "labels.json"))
-    order = _ssv2_labels(labels_file)
+    name, folder = "something-something-v2", SSV2_WORDS[0]
+    labels_file = require(root, (f"{name}-labels.json", "labels.json"))
+    order = ssv2_labels(labels_file)
     lists = {
         "train": (f"{name}-train.json", "train.json"),
         "val": (f"{name}-validation.json", "validation.json"),
         "test": (f"{name}-test-answers.csv", "test-answers.csv", f"{name}-test.json", "test.json"),
     }
     faults, parts, notes = Faults(), [], []
-    for split, file in _locate_splits(root, lists).items():
+    for split, file in locate_splits(root, lists).items():
         if file.suffix == ".csv":
             clips, unlabelled = _pairs(file, faults, folder, ".webm")
         else:
             clips, unlabelled = _ssv2_clips(file, faults, folder)
-        parts.append(_Part(split, file, clips, "line" if file.suffix == ".csv" else "entry"))
-        notes += _left_out(file, unlabelled)
-    parts = [part for part in parts if part.clips] or parts
-    words = (folder, "something-something-v2", "ssv2", "sthv2")
-    return _table(root, parts, label_names, modality, order=order, words=words, notes=notes, faults=faults)
+        parts.append(Part(split, file, clips, "line" if file.suffix == ".csv" else "entry"))
+        notes += left_out(file, unlabelled)
+    return find_clips(root, parts, label_names, modality, order=order, words=SSV2_WORDS, notes=notes, faults=faults)
 
 
-def _ssv2_labels(path: Path) -> list[str]:
-    labels = _read_json(path)
+def ssv2_labels(path: Path) -> list[str]:
+    """Something-Something V2's labels in their order.
+
+    Raises:
+        DataError: the file is not the official one.
+    """
+    labels = read_json(path)
     if not isinstance(labels, dict) or sorted(map(str, labels.values())) != sorted(map(str, range(len(labels)))):
         raise DataError(f'{path} is not a map of labels to "0", "1", …; it must be the official file')
     if not is_utf8("".join(labels)):
@@ -339,15 +133,15 @@ def _ssv2_labels(path: Path) -> list[str]:
     return sorted(labels, key=lambda label: int(labels[label]))
 
 
-def _ssv2_clips(path: Path, faults: Faults, folder: str) -> tuple[list[_Clip], int]:
-    entries = _read_json(path)
+def _ssv2_clips(path: Path, faults: Faults, folder: str) -> tuple[list[Clip], int]:
+    entries = read_json(path)
     if not isinstance(entries, list):
         raise DataError(f"{path} is not a list of clips; it must be the official file")
     clips, unlabelled = [], 0
     for number, entry in enumerate(entries, 1):
         where, entry = f"{path.name}, entry {number}", entry if isinstance(entry, dict) else {}
         name, template = str(entry.get("id", "")), entry.get("template")
-        if not _ID.fullmatch(name):
+        if not CLIP_ID.fullmatch(name):
             faults.add(where, f"id is {quote(name)}; it must be a clip's number")
         elif template is None:
             unlabelled += 1
@@ -355,26 +149,8 @@ def _ssv2_clips(path: Path, faults: Faults, folder: str) -> tuple[list[_Clip], i
             faults.add(where, f"template is {quote(str(template))}; it must be a text")
         else:
             label = template.replace("[", "").replace("]", "").strip()
-            clips.append(_Clip(number, (name,), label, f"{folder}/{name}.webm"))
+            clips.append(Clip(number, (name,), label, f"{folder}/{name}.webm"))
     return clips, unlabelled
-
-
-def _read_json(path: Path) -> Any:
-    """What a JSON file holds.
-
-    Raises:
-        DataError: it can't be read, is too large, or is no JSON.
-    """
-    try:
-        if os.path.getsize(path) > _LARGEST_JSON:
-            raise DataError(f"{path} is larger than {_LARGEST_JSON >> 20} MiB; this is not a list of clips")
-        with path.open("rb") as file:
-            return json.loads(file.read(_LARGEST_JSON))
-    except OSError as error:
-        raise DataError(f"{path} can't be read: {error.strerror}") from None
-    except (ValueError, RecursionError) as error:  # UnicodeDecodeError is one, too
-        what = f"line {error.lineno}: {error.msg}" if isinstance(error, json.JSONDecodeError) else str(error)
-        raise DataError(f"{path} is not JSON ({what}); fetch or unpack it again") from None
 
 
 # Kinetics
@@ -394,11 +170,11 @@ class _Segment(NamedTuple):
 def read_kinetics400(root: Path, label_names: Sequence[str] | None, modality: str) -> ClipTable:
     """Kinetics-400: CSV with a header; a file named by the id alone is taken to be the clip, cut already."""
     faults, notes, parts = Faults(), [], []
-    for split, file in _locate_splits(root, _kinetics_files(), _KINETICS_FOLDERS).items():
+    for split, file in locate_splits(root, _kinetics_files(), _KINETICS_FOLDERS).items():
         segments, unlabelled = _kinetics_segments(file, faults)
-        notes += _left_out(file, unlabelled)
+        notes += left_out(file, unlabelled)
         clips = [_kinetics_clip(name, segment, split) for name, segment in segments]
-        parts.append(_Part(split, file, clips))
+        parts.append(Part(split, file, clips))
     return _kinetics_table(root, parts, label_names, modality, notes, faults)
 
 
@@ -407,14 +183,14 @@ def read_mini_kinetics200(root: Path, label_names: Sequence[str] | None, modalit
     faults, notes, parts = Faults(), [], []
     known = {
         split: dict(_kinetics_segments(file, faults)[0])
-        for split, file in _locate_splits(root, _kinetics_files(), _KINETICS_FOLDERS).items()
+        for split, file in locate_splits(root, _kinetics_files(), _KINETICS_FOLDERS).items()
     }
     prefixes = ("", "minikinetics_", "mini_kinetics_", "mini-kinetics_")
     lists = {split: [f"{prefix}{split}_ytid_list.txt" for prefix in prefixes] for split in ("train", "val")}
     folders = (*_KINETICS_FOLDERS, "Mini-Kinetics-200", "mini-kinetics-200", "mini_kinetics200")
-    for split, file in _locate_splits(root, lists, folders).items():
+    for split, file in locate_splits(root, lists, folders).items():
         clips, unknown = [], []
-        for line, name in _lines(file):
+        for line, name in lines_of(file):
             homes = [known[home] for home in (split, *SPLITS) if home in known and name in known[home]]
             if homes:
                 clips.append(_kinetics_clip(name, homes[0][name]._replace(line=line), split))
@@ -423,7 +199,7 @@ def read_mini_kinetics200(root: Path, label_names: Sequence[str] | None, modalit
         if unknown:
             shown = ", ".join(unknown[:10]) + (f" and {len(unknown) - 10} more" if len(unknown) > 10 else "")
             notes.append(f"{file}: left out {len(unknown)} ids that the CSVs of Kinetics-400 do not name: {shown}")
-        parts.append(_Part(split, file, clips))
+        parts.append(Part(split, file, clips))
     return _kinetics_table(root, parts, label_names, modality, notes, faults)
 
 
@@ -448,7 +224,7 @@ def _kinetics_segments(path: Path, faults: Faults) -> tuple[list[tuple[str, _Seg
                 cells = dict(zip(header, map(str.strip, row), strict=False))
                 where = f"{path.name}, line {reader.line_num}"
                 name, times = cells["youtube_id"], [cells.get(key, "") for key in needed[1:]]
-                if not _ID.fullmatch(name):
+                if not CLIP_ID.fullmatch(name):
                     faults.add(where, f"youtube_id is {quote(name)}; it must be a video's id")
                 elif not all(re.fullmatch(r"\d{1,9}(\.\d*)?", time) for time in times):
                     faults.add(where, f"time_start and time_end are {quote(' and '.join(times))}; they must be seconds")
@@ -462,22 +238,21 @@ def _kinetics_segments(path: Path, faults: Faults) -> tuple[list[tuple[str, _Seg
     return found, unlabelled
 
 
-def _kinetics_clip(name: str, segment: _Segment, split: str) -> _Clip:
+def _kinetics_clip(name: str, segment: _Segment, split: str) -> Clip:
     full = f"{name}_{segment.start:06d}_{segment.end:06d}"
-    return _Clip(segment.line, (full, name), segment.label, f"{split}/{full}.mp4")
+    return Clip(segment.line, (full, name), segment.label, f"{split}/{full}.mp4")
 
 
 def _kinetics_table(
     root: Path,
-    parts: Sequence[_Part],
+    parts: Sequence[Part],
     label_names: Sequence[str] | None,
     modality: str,
     notes: Sequence[str],
     faults: Faults,
 ) -> ClipTable:
     order = sorted({clip.label for part in parts for clip in part.clips})  # as everybody numbers them
-    parts = [part for part in parts if part.clips] or parts
-    return _table(
+    return find_clips(
         root,
         parts,
         label_names,
@@ -501,10 +276,10 @@ def read_ucf101(root: Path, label_names: Sequence[str] | None, modality: str, *,
 
     Upper and lower case are the same: the class HandstandPushups has files named v_HandStandPushups.
     """
-    index_file = _require(root, ("classInd.txt",), _UCF_FOLDERS)
+    index_file = require(root, ("classInd.txt",), _UCF_FOLDERS)
     faults = Faults()
     index: dict[str, int] = {}
-    for number, line in _lines(index_file):
+    for number, line in lines_of(index_file):
         match = re.fullmatch(r"(\d{1,4})\s+(\S.*)", line)
         if match is None:
             faults.add(f"{index_file.name}, line {number}", f"{quote(line)} is not a number and a name")
@@ -514,9 +289,9 @@ def read_ucf101(root: Path, label_names: Sequence[str] | None, modality: str, *,
     names = {name.casefold(): name for name in order}
     lists = {"train": [f"trainlist0{split}.txt"], "test": [f"testlist0{split}.txt"]}
     parts = []
-    for part, file in _locate_splits(root, lists, _UCF_FOLDERS).items():
+    for part, file in locate_splits(root, lists, _UCF_FOLDERS).items():
         clips = []
-        for number, line in _lines(file):
+        for number, line in lines_of(file):
             where, pieces = f"{file.name}, line {number}", line.rsplit(None, 1)
             name, said = pieces if len(pieces) == 2 and re.fullmatch(r"\d{1,4}", pieces[1]) else (line, "")
             folder, _, video = name.partition("/")
@@ -531,10 +306,12 @@ def read_ucf101(root: Path, label_names: Sequence[str] | None, modality: str, *,
                 stem = os.path.splitext(video)[0]
                 scene = re.fullmatch(r"v_.+_g(\d+)_c\d+", stem)
                 group = f"{label}_g{scene[1]}" if scene else ""
-                clips.append(_Clip(number, (stem,), label, f"UCF-101/{folder}/{video}", group))
-        parts.append(_Part(part, file, clips))
+                clips.append(Clip(number, (stem,), label, f"UCF-101/{folder}/{video}", group))
+        parts.append(Part(part, file, clips))
     words = ("UCF-101", "UCF101")
-    return _table(root, parts, label_names, modality, order=order, words=words, fold=True, classes=order, faults=faults)
+    return find_clips(
+        root, parts, label_names, modality, order=order, words=words, fold=True, classes=order, faults=faults
+    )
 
 
 def read_hmdb51(root: Path, label_names: Sequence[str] | None, modality: str, *, split: int) -> ClipTable:
@@ -543,20 +320,20 @@ def read_hmdb51(root: Path, label_names: Sequence[str] | None, modality: str, *,
     Groups are the films that clips are from, as far as names tell.
     """
     ending = f"_test_split{split}.txt"
-    for folder in (*_ANNOTATIONS, *_HMDB_FOLDERS):
+    for folder in (*ANNOTATION_FOLDERS, *_HMDB_FOLDERS):
         files = [file for file in (root / folder).glob(f"*{ending}") if file.is_file()]
         if files:
             break
     else:
-        places = ", ".join(f"{folder}/" for folder in (*_HMDB_FOLDERS, *_ANNOTATIONS[1:]))
+        places = ", ".join(f"{folder}/" for folder in (*_HMDB_FOLDERS, *ANNOTATION_FOLDERS[1:]))
         raise DataError(f"{root} has no CLASS{ending}; put those files there or into a subfolder ({places})")
     faults, parts = Faults(), []
     by_label = {file.name.removesuffix(ending): file for file in files}
     order = sorted(by_label)  # not as the files are: kick_ball_test_… comes before kick_test_…
     for label in order:
         file = by_label[label]
-        clips: dict[str, list[_Clip]] = {"train": [], "test": []}
-        for number, line in _lines(file):
+        clips: dict[str, list[Clip]] = {"train": [], "test": []}
+        for number, line in lines_of(file):
             name, _, flag = line.rpartition(" ")
             name = name.strip()
             if not name or "/" in name or flag not in ("0", "1", "2"):
@@ -567,12 +344,12 @@ def read_hmdb51(root: Path, label_names: Sequence[str] | None, modality: str, *,
                 stem = os.path.splitext(name)[0]
                 film, mark, _ = stem.partition(f"_{label}_")
                 group = f"{label}/{film}" if mark else ""
-                clips["train" if flag == "1" else "test"].append(
-                    _Clip(number, (stem,), label, f"{label}/{name}", group)
-                )
-        parts += [_Part(part, file, found) for part, found in clips.items() if found]
+                clips["train" if flag == "1" else "test"].append(Clip(number, (stem,), label, f"{label}/{name}", group))
+        parts += [Part(part, file, found) for part, found in clips.items() if found]
     words = ("hmdb51_org", "hmdb51", "HMDB51")
-    return _table(root, parts, label_names, modality, order=order, words=words, fold=True, classes=order, faults=faults)
+    return find_clips(
+        root, parts, label_names, modality, order=order, words=words, fold=True, classes=order, faults=faults
+    )
 
 
 # Formats without a data set of their own
@@ -587,18 +364,13 @@ def _read_one_csv(path: Path, label_names: Sequence[str] | None, modality: str) 
     return read_csv(path, label_names)
 
 
-_SSV1_WORDS = ("20bn-something-something-v1", "something-something-v1", "ssv1", "sthv1")
-_JESTER_WORDS = ("20bn-jester-v1", "jester-v1", "jester")
-
 FORMATS: dict[str, Format] = {
     "folder": Format(read_folder, "a subfolder per class, with videos or folders of frames at any depth"),
     "csv": Format(_read_one_csv, "a file with the header path,label[,split][,group][,start,end][,frames]"),
     "list": Format(read_list, "lists of TSN, TSM and MMAction: path label, or path num_frames label"),
-    "ssv1": Format(
-        partial(_read_something, name="something-something-v1", words=_SSV1_WORDS), "Something-Something V1"
-    ),
+    "ssv1": Format(partial(_read_something, name="something-something-v1", words=SSV1_WORDS), "Something-Something V1"),
     "ssv2": Format(read_ssv2, "Something-Something V2"),
-    "jester": Format(partial(_read_something, name="jester-v1", words=_JESTER_WORDS), "Jester V1"),
+    "jester": Format(partial(_read_something, name="jester-v1", words=JESTER_WORDS), "Jester V1"),
     "kinetics400": Format(read_kinetics400, "Kinetics-400"),
     "mini_kinetics200": Format(read_mini_kinetics200, "Mini-Kinetics-200, lists of ids beside Kinetics-400's CSVs"),
     "ucf101": Format(partial(read_ucf101, split=1), "UCF101, split 1"),
@@ -624,4 +396,4 @@ _MARKS = {
 def guess_format(root: Path) -> str:
     """The format of a folder that holds a data set's official files, or ""."""
     folders = (*_UCF_FOLDERS, *_HMDB_FOLDERS, *_KINETICS_FOLDERS)
-    return next((name for name, mark in _MARKS.items() if _locate(root, [mark], folders)), "")
+    return next((name for name, mark in _MARKS.items() if locate(root, [mark], folders)), "")

@@ -15,19 +15,9 @@ from typing import NamedTuple
 import numpy as np
 
 from vireo.data.annotations import split_format
-from vireo.data.formats import (
-    _ID,
-    _JESTER_WORDS,
-    _SSV1_WORDS,
-    _Clip,
-    _find_media,
-    _lines,
-    _locate,
-    _read_json,
-    _require,
-    _ssv2_labels,
-)
+from vireo.data.formats import JESTER_WORDS, SSV1_WORDS, SSV2_WORDS, ssv2_labels
 from vireo.data.labels import read_label_map
+from vireo.data.official import CLIP_ID, Clip, find_media, lines_of, locate, read_json, require
 from vireo.data.table import ClipTable, StringColumn, some
 from vireo.errors import DataError
 
@@ -49,21 +39,21 @@ _SERVERS = {
         ("something-something-v1-test.csv", "test.csv"),
         ("something-something-v1-test-answers.csv", "test-answers.csv"),
         ("something-something-v1-labels.csv", "labels.csv"),
-        _SSV1_WORDS,
+        SSV1_WORDS,
         "",
     ),
     "ssv2": _Server(
         ("something-something-v2-test.json", "test.json"),
         ("something-something-v2-test-answers.csv", "test-answers.csv"),
         ("something-something-v2-labels.json", "labels.json"),
-        ("20bn-something-something-v2", "something-something-v2", "ssv2", "sthv2"),
+        SSV2_WORDS,
         ".webm",
     ),
     "jester": _Server(
         ("jester-v1-test.csv", "test.csv"),
         ("jester-v1-test-answers.csv", "test-answers.csv"),
         ("jester-v1-labels.csv", "labels.csv"),
-        _JESTER_WORDS,
+        JESTER_WORDS,
         "",
     ),
 }
@@ -98,15 +88,15 @@ def read_unlabelled(data: str, *, label_names: Sequence[str], modality: str = "r
         return None
     server = _SERVERS[name]
     try:
-        file = _locate(root, server.lists)
-        if file is None or _locate(root, server.answers) is not None:
+        file = locate(root, server.lists)
+        if file is None or locate(root, server.answers) is not None:
             return None
         ids = _ids_of(file)
         if ids is None:
             return None
-        labels_file = _require(root, server.labels)
+        labels_file = require(root, server.labels)
         if name == "ssv2":
-            official = _ssv2_labels(labels_file)
+            official = ssv2_labels(labels_file)
         else:
             official = [label for label in read_label_map(labels_file) if label != "label"]
         if other := sorted(set(official) ^ set(label_names)):
@@ -114,8 +104,8 @@ def read_unlabelled(data: str, *, label_names: Sequence[str], modality: str = "r
                 f"{labels_file}: the model's classes are not the data set's ({some(other)} in one of them only), so "
                 "the server could not read its answers"
             )
-        clips = [_Clip(i, (one,), "", f"{server.words[0]}/{one}{server.ending}") for i, one in enumerate(ids, 1)]
-        media = _find_media(root, set(ids), server.words, modality, False)
+        clips = [Clip(i, (one,), "", f"{server.words[0]}/{one}{server.ending}") for i, one in enumerate(ids, 1)]
+        media = find_media(root, set(ids), server.words, modality, False)
         paths = [media.path(clip, False) for clip in clips]
     except OSError as error:
         raise DataError(f"{error.filename or root} can't be read: {error.strerror}") from None
@@ -146,21 +136,21 @@ def _ids_of(file: Path) -> tuple[str, ...] | None:
     """
     found: list[str] = []
     if file.suffix == ".json":
-        entries = _read_json(file)
+        entries = read_json(file)
         if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
             raise DataError(f"{file} is not a list of clips; it must be the official file")
         if any("template" in entry for entry in entries):
             return None
         found = [str(entry.get("id", "")) for entry in entries]
     else:
-        for number, line in _lines(file):
+        for number, line in lines_of(file):
             name, _, label = (piece.strip() for piece in line.partition(";"))
             if number == 1 and name.lower() in ("id", "video_id", "videoid"):
                 continue
             if label:
                 return None
             found.append(name)
-    if wrong := [name for name in found if not _ID.fullmatch(name)]:
+    if wrong := [name for name in found if not CLIP_ID.fullmatch(name)]:
         raise DataError(f"{file}: {wrong[0][:80]!r} is no clip's id; it must be the official file")
     if twice := [name for name, times in Counter(found).items() if times > 1]:
         raise DataError(f"{file}: clip {twice[0]} occurs twice; it must be the official file")
