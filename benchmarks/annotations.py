@@ -77,7 +77,7 @@ def measure(path: Path) -> dict[str, float]:
     timed("in_split", start)
     start = time.process_time()
     split_table(train, val_fraction=0.1, seed=0)
-    timed("split_table with a draw, s".removesuffix(", s"), start)
+    timed("split_table with a draw", start)
     found["peak of all, MB"] = resident("VmHWM") - before
     found["forked worker going through all rows, MB"] = worker(table)
     return found

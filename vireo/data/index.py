@@ -212,7 +212,7 @@ class VideoIndex:
         packets, frames, pts = len(self.roles), self.frame_count, self.pts
         ok = frames > 0 and len(pts) in (0, frames) and bool((pts[1:] > pts[:-1]).all())
         if self.fast:
-            ok = ok and packets > 0 and bool(self.roles[0] & START) and len(pts) in (0, frames)
+            ok = ok and packets > 0 and bool(self.roles[0] & START)
             ok = ok and len(self.order) == frames and self.order.min() >= 0 and self.order.max() < packets
             ok = ok and np.count_nonzero(self.ranks >= 0) == frames
             if len(self.offsets):

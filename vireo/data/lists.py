@@ -279,17 +279,6 @@ def _counts(cells: list[str] | None) -> Int64 | None:
     return counts
 
 
-def _whole(text: str) -> int:
-    """A whole number above 0 that a video can have of frames.
-
-    Raises:
-        ValueError: it is none.
-    """
-    if not (text.isascii() and text.isdigit() and len(text) <= _MOST_DIGITS and int(text)):
-        raise ValueError(text)
-    return int(text)
-
-
 def _fault(row: list[str], columns: list[str], delimiter: str) -> str:
     """What is wrong with a row, or ""."""
     if len(row) != len(columns):
@@ -325,12 +314,9 @@ def _fault(row: list[str], columns: list[str], delimiter: str) -> str:
 
 
 def _frames_fault(text: str) -> str:
-    if text:
-        try:
-            _whole(text)
-        except ValueError:
-            return f"frames is {quote(text)}; it must be the number of frames, 1 or more, or empty"
-    return ""
+    if not text or (text.isascii() and text.isdigit() and len(text) <= _MOST_DIGITS and int(text)):
+        return ""
+    return f"frames is {quote(text)}; it must be the number of frames, 1 or more, or empty"
 
 
 # Space-separated lists
