@@ -22,7 +22,7 @@ from vireo.data.order import OrderConfig, make_order
 from vireo.errors import CheckpointError, DataError, DecodeError, UsageError
 from vireo.evaluate import clip_loader, evaluate, score_clips
 from vireo.model import create_model
-from vireo.plots import confusion_png, curves_png
+from vireo.plots import comparison_png, confusion_png
 from vireo.predict import find_videos, predict, predict_command, predict_many
 from vireo.report import ModelSection, Strip, write_report
 
@@ -133,7 +133,8 @@ def test_the_report_is_self_contained_and_escapes_names(data: Path, checkpoint: 
     ).read_text()
     assert "&lt;b&gt;TSM" in page and "<b>TSM" not in page
     assert "://" not in page and "<script" not in page
-    assert page.count("data:image/png") == 2 and page.count("data:image/jpeg") == 4
+    assert page.count('<svg class="matrix') == 1 and page.count('class="chart"') == 2
+    assert page.count("data:image/jpeg") == 4
     assert f"{100 * found.top1:.1f} %" in page
 
 
@@ -236,6 +237,6 @@ def test_names_in_pictures_are_no_formulas() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         picture = confusion_png(np.eye(3, dtype=np.int64), names, title=names[0])
-        run = {"epoch": [1.0, 2.0], "loss": [1.0, 0.5], "top1": [0.1, 0.2]}
-        curves = curves_png(dict.fromkeys(names, run), epochs=2)
+        run = [{"epoch": 1.0, "loss": 1.0, "top1": 0.1}, {"epoch": 2.0, "loss": 0.5, "top1": 0.2}]
+        curves = comparison_png({name: [run] for name in names}, epochs=2)
     assert picture.startswith(b"\x89PNG") and curves.startswith(b"\x89PNG")

@@ -415,7 +415,7 @@ def describe_example(pair: Pair, kind: Kind, row: int, *, top: int = 3) -> dict[
     return {"kind": kind, "clip": pair.clips[row], "label": pair.label_names[int(pair.labels[row])], **answers}
 
 
-def find_clips(pair: Pair, rows: Sequence[int], table: ClipTable) -> tuple[list[int], ClipTable]:
+def find_clips(pair: Pair | ScoreTable, rows: Sequence[int], table: ClipTable) -> tuple[list[int], ClipTable]:
     """Where clips stand in a data set, by their names.
 
     The scores may be those of one split, whose clips are named by the path below the folder that holds these alone; so

@@ -21,9 +21,9 @@ from rich.text import Text
 from vireo.data.outputs import printable
 from vireo.errors import writing
 from vireo.files import replacing
-from vireo.plots import comparison_png, shorten
+from vireo.plots import comparison_png, shorten, write_png
 from vireo.run_files import RunRecord, Spread, find_runs, read_run, spread
-from vireo.run_page import code, draw
+from vireo.run_page import code
 
 WITHOUT_EFFECT = frozenset(
     ("out", "resume", "workers", "decode_timeout", "save_every", "keep_last", "on_error", "max_failed")
@@ -420,7 +420,7 @@ def write_comparison(comparison: Comparison, out: Path) -> list[Path]:
         writer.writerows(rows)
     curves = {group.name: [run.rows for run in group.runs] for group in comparison.groups if group.runs[0].rows}
     epochs = max((max(run.planned, run.epochs) for run in comparison.runs if run.rows), default=1)
-    draw(out / "compare.png", comparison_png(curves, epochs=epochs))
+    write_png(out / "compare.png", comparison_png(curves, epochs=epochs))
     with replacing(out / "compare.md") as file:
         file.writelines(f"{line}\n" for line in page_lines(comparison))
     return [out / "compare.csv", out / "compare.md", out / "compare.png"]

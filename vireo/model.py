@@ -477,19 +477,20 @@ def count_macs(model: Recognizer, size: int | tuple[int, int] = 224) -> int:
     height, width = (size, size) if isinstance(size, int) else size
     meta = {k: torch.empty_like(v, device="meta") for k, v in (*model.named_parameters(), *model.named_buffers())}
     clip = torch.empty(1, model.num_frames, len(model.mean), height, width, device="meta")
-    with torch.no_grad(), _eval_mode(model), FlopCounterMode(display=False) as counter:
+    with torch.no_grad(), evaluating(model), FlopCounterMode(display=False) as counter:
         torch.func.functional_call(model, meta, (clip,))
     return int(counter.get_total_flops()) // 2
 
 
 @contextmanager
-def _eval_mode(model: nn.Module) -> Iterator[None]:
-    flags = [(module, module.training) for module in model.modules()]
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode for a while; afterwards every part has its own mode again."""
+    modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
         yield
     finally:
-        for module, training in flags:  # one by one: partly frozen models mix both
+        for module, training in modes:  # one by one: partly frozen models mix both
             module.training = training
 
 

@@ -4,37 +4,50 @@ from __future__ import annotations
 
 import io
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from vireo.errors import writing
+from vireo.files import replacing
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 INK, PAPER, ACCENT, MUTED = "#1d2733", "#ffffff", "#0f7b8a", "#8a96a3"
+DPI = 130
+"""Pixels per inch of every picture."""
 
 
-def _figure(width: float, height: float) -> Figure:
+def new_figure(width: float, height: float, layout: Literal["constrained"] | None = None) -> Figure:
+    """An empty figure; sides in inches."""
     # The object interface, not pyplot: no global state, no display, safe in worker threads.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(width, height), dpi=130, facecolor=PAPER, layout="constrained")
+    figure = Figure(figsize=(width, height), dpi=DPI, facecolor=PAPER, layout=layout)
     FigureCanvasAgg(figure)
     return figure
 
 
-def _png(figure: Figure) -> bytes:
+def to_png(figure: Figure) -> bytes:
+    """A figure as a PNG file."""
     buffer = io.BytesIO()
-    with warnings.catch_warnings():  # labels in scripts that the font lacks: boxes in the picture say so
-        warnings.filterwarnings("ignore", message=r"Glyph .* missing from", category=UserWarning)
+    with missing_glyphs():
         figure.savefig(buffer, format="png")
     return buffer.getvalue()
+
+
+@contextmanager
+def missing_glyphs() -> Iterator[None]:
+    """No warnings of labels in scripts that the font lacks: boxes in the picture say so."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=r"Glyph .* missing from", category=UserWarning)
+        yield
 
 
 def shorten(text: str, length: int = 24) -> str:
@@ -52,7 +65,7 @@ def confusion_png(confusion: NDArray[np.int64], labels: Sequence[str], title: st
     """
     count = len(labels)
     side = min(max(3.6, 1.6 + 0.42 * count), 12.0)
-    figure = _figure(side + 0.9, side)
+    figure = new_figure(side + 0.9, side, layout="constrained")
     axes = figure.add_subplot()
     totals = confusion.sum(axis=1, keepdims=True)
     share = np.divide(confusion, totals, out=np.zeros(confusion.shape), where=totals > 0)
@@ -82,38 +95,7 @@ def confusion_png(confusion: NDArray[np.int64], labels: Sequence[str], title: st
     bar = figure.colorbar(image, ax=axes, fraction=0.046, pad=0.03)
     bar.ax.set_yticks([0, 0.5, 1], ["0 %", "50 %", "100 %"], fontsize=8)
     bar.outline.set_visible(False)
-    return _png(figure)
-
-
-def curves_png(runs: Mapping[str, Mapping[str, Sequence[float]]], *, epochs: int) -> bytes:
-    """Learning curves as PNG: training loss on the left, validation accuracy on the right.
-
-    Args:
-        runs: name → {"epoch": [...], "loss": [...], "top1": [...]} with accuracy in [0, 1]; an
-            epoch without validation holds nan.
-        epochs: end of the x axis.
-    """
-    figure = _figure(8.4, 2.9)
-    loss, accuracy = figure.subplots(1, 2)
-    for number, (name, run) in enumerate(runs.items()):
-        colour = (ACCENT, "#d0603a", "#6b5ca5", "#5a8f3c")[number % 4]
-        epoch, top1 = np.asarray(run["epoch"], float), np.asarray(run["top1"], float)
-        loss.plot(epoch, run["loss"], color=colour, label=name, linewidth=1.8)
-        seen = ~np.isnan(top1)
-        accuracy.plot(epoch[seen], 100 * top1[seen], color=colour, label=name, linewidth=1.8)
-    for axes, title in ((loss, "training loss"), (accuracy, "validation top-1, %")):
-        axes.set_title(title, fontsize=9, color=INK, loc="left")
-        axes.set_xlabel("epoch", fontsize=8, color=MUTED)
-        axes.set_xlim(1, max(epochs, 2))
-        axes.tick_params(labelsize=8, colors=MUTED)
-        axes.grid(color="#e8ecf0", linewidth=0.8)
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.spines[["left", "bottom"]].set_color("#d5dbe1")
-    accuracy.set_ylim(0, 102)
-    if len(runs) > 1:
-        for text in accuracy.legend(frameon=False, fontsize=8).get_texts():
-            text.set_parse_math(False)
-    return _png(figure)
+    return to_png(figure)
 
 
 COLOURS = (
@@ -133,8 +115,7 @@ def run_png(rows: Rows, *, epochs: int) -> bytes:
         rows: of its log; there may be none.
         epochs: end of the x axis.
     """
-    figure = _figure(8.4, 2.9)
-    figure.set_layout_engine("none")  # a run draws this again and again; a fixed place for all costs a third less
+    figure = new_figure(8.4, 2.9)  # a run draws this again and again; a fixed place for all costs a third less
     loss, accuracy = figure.subplots(
         1, 2, gridspec_kw={"left": 0.055, "right": 0.985, "bottom": 0.15, "top": 0.91, "wspace": 0.13}
     )
@@ -153,7 +134,7 @@ def run_png(rows: Rows, *, epochs: int) -> bytes:
     accuracy.set_ylim(0, 102)
     if len(rows):
         accuracy.legend(frameon=False, fontsize=8, loc="lower right")
-    return _png(figure)
+    return to_png(figure)
 
 
 def comparison_png(runs: Mapping[str, Sequence[Rows]], *, epochs: int) -> bytes:
@@ -166,7 +147,7 @@ def comparison_png(runs: Mapping[str, Sequence[Rows]], *, epochs: int) -> bytes:
     """
     names = list(runs)
     shown, others = names[: len(COLOURS)], names[len(COLOURS) :]
-    figure = _figure(11.4, max(3.2, 0.9 + 0.21 * (len(shown) + bool(others))))
+    figure = new_figure(11.4, max(3.2, 0.9 + 0.21 * (len(shown) + bool(others))), layout="constrained")
     loss, accuracy = figure.subplots(1, 2)
     tops: list[float] = []
     for name in reversed(names):  # the first are drawn last, on top
@@ -188,7 +169,7 @@ def comparison_png(runs: Mapping[str, Sequence[Rows]], *, epochs: int) -> bytes:
     legend = figure.legend(handles=handles, loc="outside right upper", frameon=False, fontsize=8, labelcolor=INK)
     for text in legend.get_texts():
         text.set_parse_math(False)  # a name with two dollar signs is no formula
-    return _png(figure)
+    return to_png(figure)
 
 
 def _line(axes: Any, rows: Rows, name: str, *, percent: bool = False, **look: Any) -> None:
@@ -251,8 +232,7 @@ def changes_png(changes: Sequence[Change], title: str, models: tuple[str, str], 
     step, top, bottom, right = 0.27, 0.86, 0.62 + 0.16 * bool(note), 1.75  # inches
     left = max(1.2, 0.35 + 0.062 * max(map(len, names)))
     height, width = top + step * len(changes) + bottom, 6.0 + left
-    figure = _figure(width, height)
-    figure.set_layout_engine("none")  # one that measures text makes the bars' scale depend on the names
+    figure = new_figure(width, height)  # a layout that measures text makes the bars' scale depend on the names
     axes = figure.add_axes(
         (left / width, bottom / height, (width - left - right) / width, (height - top - bottom) / height)
     )
@@ -287,7 +267,7 @@ def changes_png(changes: Sequence[Change], title: str, models: tuple[str, str], 
     figure.text(0.22 / width, 1 - 0.43 / height, told, fontsize=8.5, color=MUTED, **edge)
     if note:
         figure.text(0.22 / width, 0.2 / height, note, fontsize=7.5, color=MUTED, va="center", parse_math=False)
-    return _png(figure)
+    return to_png(figure)
 
 
 def signed(points: float) -> str:
@@ -319,7 +299,7 @@ def map_png(
         note: a line below.
     """
     longest = max((len(shorten(names[number], 60)) for number in shown), default=0)
-    figure = _figure(7.8 + 0.062 * max(14, longest), 5.9)
+    figure = new_figure(7.8 + 0.062 * max(14, longest), 5.9, layout="constrained")
     figure.get_layout_engine().set(w_pad=0.1, h_pad=0.1)  # type: ignore[call-arg, union-attr]  # it is the constrained
     axes = figure.add_subplot()
     size = float(np.clip(6000 / max(1, len(points)), 4, 34))
@@ -364,7 +344,7 @@ def map_png(
         text.set_parse_math(False)
     if note:
         figure.supxlabel(note, x=0.01, ha="left", fontsize=7.5, color=MUTED, parse_math=False)
-    return _png(figure)
+    return to_png(figure)
 
 
 def _dot(colour: str, name: str) -> Any:
@@ -375,12 +355,13 @@ def _dot(colour: str, name: str) -> Any:
 
 
 def write_png(path: Path, png: bytes) -> Path:
-    """Write a picture; returns its path.
+    """Write a picture whole or not at all; returns its path.
 
     Raises:
-        StorageError: it could not be written.
+        StorageError: it can't be written; what was there before is intact.
     """
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(png)
+    with replacing(path) as file:
+        file.buffer.write(png)
     return path

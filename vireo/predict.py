@@ -138,9 +138,14 @@ def classify(
     if top_k < 1:
         raise UsageError(f"top_k is {top_k}; it must be at least 1")
     with torch.inference_mode():
-        probabilities = checkpoint.model(clip[None].to(device)).float().softmax(1)[0].cpu()
-    values, classes = probabilities.topk(min(top_k, len(checkpoint.labels)))
-    top = tuple((checkpoint.labels[int(c)], float(p)) for c, p in zip(classes, values, strict=True))
+        logits = checkpoint.model(clip[None].to(device))[0]
+    return prediction_of(logits, checkpoint.labels, path, top_k=top_k)
+
+
+def prediction_of(logits: Tensor, labels: Sequence[str], path: str, *, top_k: int = 5) -> Prediction:
+    """The prediction that a clip's logits, (K,), are."""
+    values, classes = logits.float().softmax(0).cpu().topk(min(top_k, len(labels)))
+    top = tuple((labels[int(c)], float(p)) for c, p in zip(classes, values, strict=True))
     return Prediction(path=path, label=top[0][0], probability=top[0][1], top=top)
 
 

@@ -15,7 +15,7 @@ from vireo.config import TrainConfig
 from vireo.data.outputs import printable
 from vireo.errors import VireoError
 from vireo.files import replacing
-from vireo.plots import run_png
+from vireo.plots import run_png, write_png
 from vireo.run_files import RunRecord, read_metrics
 
 PAGE, CURVES, ENVIRONMENT = "README.md", "curves.png", "environment.txt"
@@ -87,7 +87,7 @@ class RunPage:
             rows = read_metrics(self._out)
             due = ended or time.monotonic() - self._drawn_at >= SECONDS_BETWEEN
             if due and rows and len(rows) != self._drawn:
-                draw(self._out / CURVES, run_png(rows, epochs=max(self._facts.config.epochs, len(rows))))
+                write_png(self._out / CURVES, run_png(rows, epochs=max(self._facts.config.epochs, len(rows))))
                 self._drawn, self._drawn_at = len(rows), time.monotonic()
             if may_replace(self._out / PAGE):
                 record = RunRecord(path=self._out, settings=vars(self._facts.config), rows=tuple(rows))
@@ -100,16 +100,6 @@ class RunPage:
     def close(self) -> None:
         """The process stops training: the last state of it all."""
         self.update(*self._place, ended=True)
-
-
-def draw(path: Path, png: bytes) -> None:
-    """Write a picture whole or not at all.
-
-    Raises:
-        StorageError: it can't be written; what was there before is intact.
-    """
-    with replacing(path) as file:
-        file.buffer.write(png)
 
 
 def may_replace(path: Path) -> bool:

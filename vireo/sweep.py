@@ -24,9 +24,9 @@ from vireo.config import TrainConfig, to_dict
 from vireo.data.annotations import read_table
 from vireo.errors import TrainingError, UsageError, VireoError, writing
 from vireo.files import replacing
-from vireo.plots import comparison_png
+from vireo.plots import comparison_png, write_png
 from vireo.run_files import CONFIG, RunRecord, Spread, read_run, read_settings, spread
-from vireo.run_page import CURVES, PAGE, code, draw, may_replace, write_page
+from vireo.run_page import CURVES, PAGE, code, may_replace, write_page
 from vireo.runs import BEST, LAST, RESUME, begun_with, check_settings, write_config
 from vireo.train import settings_of, train
 
@@ -298,7 +298,7 @@ def write_summary(result: SeedsResult, console: Console) -> None:
         curves = {f"seed {s}": [run.rows] for s, run in zip(result.seeds, result.runs, strict=True) if run.rows}
         if curves:
             epochs = max(max(run.planned, run.epochs) for run in result.runs)
-            draw(result.out / CURVES, comparison_png(curves, epochs=epochs))
+            write_png(result.out / CURVES, comparison_png(curves, epochs=epochs))
         if may_replace(result.out / PAGE):
             write_page(result.out / PAGE, page_lines(result))
     except VireoError as error:

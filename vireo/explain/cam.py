@@ -28,8 +28,7 @@ not in Grad-CAM++; time folded into the batch, or channels last, would have to b
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -38,7 +37,7 @@ from torch import Tensor, nn
 
 from vireo.backbones import flow_of
 from vireo.errors import UnknownNameError, UsageError
-from vireo.model import Recognizer
+from vireo.model import Recognizer, evaluating
 
 Method = Literal["gradcam", "gradcam++", "hirescam"]
 METHODS: dict[str, str] = {"gradcam": "Grad-CAM", "gradcam++": "Grad-CAM++", "hirescam": "HiResCAM"}
@@ -129,18 +128,6 @@ def choose_targets(target: int | Sequence[int] | Tensor | None, logits: Tensor) 
     if bool(((targets < 0) | (targets >= classes)).any()):
         raise UsageError(f"target is {target!r}; the classes are 0 to {classes - 1}")
     return targets.long().expand(count)
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode for a while; afterwards every part has its own mode again."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes:  # one by one: partly frozen models mix both
-            module.training = training
 
 
 def _run_from(model: Recognizer, module: nn.Module, clips: Tensor) -> tuple[Tensor, Tensor]:

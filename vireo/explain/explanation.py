@@ -19,8 +19,8 @@ from vireo.data.transforms import eval_transform
 from vireo.errors import UnknownNameError, UsageError
 from vireo.explain.cam import METHODS, Method, grad_cam
 from vireo.explain.occlude import occlusion
-from vireo.model import Recognizer
-from vireo.predict import Prediction, classify
+from vireo.model import Recognizer, evaluating
+from vireo.predict import Prediction, prediction_of
 from vireo.temporal.base import Gated
 from vireo.temporal.kpsem import KeyPointShifts
 from vireo.temporal.mstsm_tfdem import TemporalFeatureDifference
@@ -112,15 +112,15 @@ def explain(
     """
     model, labels = checkpoint.model, checkpoint.labels
     number = None if target is None else class_number(target, labels)
-    what = tuple(what) or parts_of(model)
-    if missing := [part for part in what if part not in parts_of(model)]:
-        raise UsageError(f"{missing[0]}: {describe(model)} has none; it has {', '.join(parts_of(model))}")
+    there = parts_of(model)
+    what = tuple(what) or there
+    if missing := [part for part in what if part not in there]:
+        raise UsageError(f"{missing[0]}: {describe(model)} has none; it has {', '.join(there)}")
     seen = read_seen(checkpoint, video)
     clip = seen.clip.to(device)
-    prediction = classify(checkpoint, seen.clip, str(video), top_k=top_k, device=device)
     heat = drops = None
     visuals: dict[str, Tensor] = {}
-    with torch.no_grad():
+    with torch.no_grad(), evaluating(model):
         found = model.forward_outputs(clip[None], visuals=any(part in what for part in WHAT[2:]))
     chances = found.logits[0].float().softmax(dim=0)
     number = int(chances.argmax()) if number is None else number
@@ -133,7 +133,7 @@ def explain(
         visuals = {name: value[0].float().cpu() for name, value in found.visuals.items() if _part(name) in what}
     return Explanation(
         model=name or describe(model),
-        prediction=prediction,
+        prediction=prediction_of(found.logits[0], labels, str(video), top_k=top_k),
         target=labels[number],
         probability=float(chances[number]),
         seen=seen,

@@ -12,16 +12,13 @@ import av.error
 import numpy as np
 import torch
 import torch.nn.functional as F
-from numpy.typing import NDArray
 from torch import Tensor
 
 from vireo.data.encode import part_of
 from vireo.errors import MissingDependencyError, StorageError, writing
 from vireo.explain.explanation import Explanation
-from vireo.explain.pictures import AGAINST, DPI, Sheet, frames_of, overlay
-from vireo.plots import ACCENT, INK, MUTED, shorten
-
-UInt8 = NDArray[np.uint8]
+from vireo.explain.pictures import AGAINST, Sheet, UInt8, frames_of, overlay
+from vireo.plots import ACCENT, DPI, INK, MUTED, shorten
 
 FPS = 12
 _PANEL, _MARGIN, _GAP, _HEAD, _TIMES = 320, 16, 12, 74, 46  # pixels

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from vireo.errors import UsageError
-from vireo.explain.cam import choose_targets, evaluating
-from vireo.model import Recognizer
+from vireo.explain.cam import choose_targets
+from vireo.model import Recognizer, evaluating
 
 Replacement = Literal["neighbour", "grey"]
 REPLACEMENTS = ("neighbour", "grey")

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import io
 import textwrap
-import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -17,17 +15,15 @@ from torchvision.utils import flow_to_image
 from vireo.data.flow import BOUND
 from vireo.data.outputs import printable
 from vireo.explain.explanation import Explanation
-from vireo.plots import ACCENT, COLOURS, INK, MUTED, PAPER, shorten
+from vireo.plots import ACCENT, COLOURS, DPI, INK, MUTED, PAPER, missing_glyphs, new_figure, shorten, to_png
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 UInt8 = NDArray[np.uint8]
 
 MOST_COLUMNS = 10  # frames beside each other; of longer clips every so-manieth is shown
 AGAINST = COLOURS[1]
-DPI = 130
 _MARGIN, _GUTTER, _GAP = 0.22, 1.2, 0.05  # inches
 
 
@@ -65,13 +61,9 @@ class Sheet:
     """A figure on which things are put in inches from its top left corner."""
 
     def __init__(self, width: float, height: float) -> None:
-        # The object interface, not pyplot: no global state, no display.
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-
         self.width, self.height = width, height
-        self.figure: Figure = Figure(figsize=(width, height), dpi=DPI, facecolor=PAPER)
-        self._canvas = FigureCanvasAgg(self.figure)
+        self.figure = new_figure(width, height)
+        self._canvas: Any = self.figure.canvas  # Agg's, which has a renderer and a buffer
 
     def axes(self, left: float, top: float, width: float, height: float) -> Axes:
         """A place for a plot."""
@@ -91,28 +83,19 @@ class Sheet:
         given: dict[str, Any] = {"color": INK, "fontsize": 9, "va": "top", "parse_math": False, **look}
         lines = "\n".join(printable(line) for line in text.split("\n"))
         written = self.figure.text(left / self.width, 1 - top / self.height, lines, **given)
-        with _missing_glyphs():
-            renderer = self._canvas.get_renderer()  # type: ignore[no-untyped-call]
-            return float(written.get_window_extent(renderer).x1) / DPI
+        with missing_glyphs():
+            return float(written.get_window_extent(self._canvas.get_renderer()).x1) / DPI
 
     def png(self) -> bytes:
         """As a PNG file."""
-        buffer = io.BytesIO()
-        with _missing_glyphs():
-            self.figure.savefig(buffer, format="png", dpi=DPI)
-        return buffer.getvalue()
+        return to_png(self.figure)
 
     def pixels(self) -> UInt8:
         """As a picture (H, W, 3)."""
-        with _missing_glyphs():
-            self._canvas.draw()  # type: ignore[no-untyped-call]
-            rgba: UInt8 = np.asarray(self._canvas.buffer_rgba())  # type: ignore[no-untyped-call]
+        with missing_glyphs():
+            self._canvas.draw()
+        rgba: UInt8 = np.asarray(self._canvas.buffer_rgba())
         return np.ascontiguousarray(rgba[..., :3])
-
-
-def _missing_glyphs() -> warnings.catch_warnings[None]:
-    # Labels in scripts that the font lacks: boxes in the picture say so.
-    return warnings.catch_warnings(action="ignore", category=UserWarning)
 
 
 def _plain(axes: Axes) -> None:
@@ -256,9 +239,9 @@ def _bars(axes: Axes, drops: Tensor, colour: str) -> None:
     axes.set_axis_off()
     if count <= 32:
         for t, p in enumerate(points):
-            high = p > -0.5
-            look: dict[str, Any] = {"fontsize": 7, "ha": "center", "va": "bottom" if high else "top"}
-            axes.text(t, max(p, 0.0) if high else p, f"{abs(round(p)):d}" if high else f"−{-p:.0f}", color=INK, **look)
+            up = p > -0.5
+            look: dict[str, Any] = {"fontsize": 7, "ha": "center", "va": "bottom" if up else "top"}
+            axes.text(t, max(p, 0.0) if up else p, f"{abs(round(p)):d}" if up else f"−{-p:.0f}", color=INK, **look)
 
 
 # --- key points -------------------------------------------------------------------------------------------------------
@@ -279,9 +262,7 @@ def keypoints_png(name: str, explanation: Explanation, *, points: int = 2) -> by
     visuals = {key.rpartition(".")[2]: value for key, value in explanation.visuals.items()}
     drawn = choose_points(visuals, points)
     columns = chosen(len(explanation.seen.clip), 8)
-    cell = min(1.9, 15.2 / len(columns))
-    per_row = min(4, len(columns)) if len(columns) > 4 else len(columns)
-    cell = 2.3 if per_row <= 4 else cell
+    cell, per_row = 2.3, min(4, len(columns))
     rows = -(-len(columns) // per_row)
     header, foot = 0.76, 0.5
     sheet = Sheet(2 * _MARGIN + per_row * (cell + _GAP), header + rows * (cell + 0.24) + foot)
@@ -396,7 +377,7 @@ def gates_png(name: str, explanation: Explanation) -> bytes:
     rows = -(-len(gates) // per_row)
     width, plot, line = 2.35, 1.15, 0.5
     header, step = 0.92, plot + line + 0.5
-    sheet = Sheet(max(2 * _MARGIN + per_row * (width + 0.3) - 0.0, 7.0), header + rows * step + 0.5)
+    sheet = Sheet(max(2 * _MARGIN + per_row * (width + 0.3), 7.0), header + rows * step + 0.5)
     _header(sheet, name, [explanation])
     for i, (path, values) in enumerate(gates.items()):
         left, top = _MARGIN + 0.25 + i % per_row * (width + 0.3), header + i // per_row * step

@@ -214,7 +214,7 @@ class Matrix(NamedTuple):
     """Classes that are drawn."""
 
 
-def matrix(confusion: Ints, labels: Sequence[str]) -> Matrix:
+def matrix(confusion: Ints, labels: Sequence[str], *, still: bool = False) -> Matrix:
     """A confusion matrix: true classes in rows, one colour for what is right and one for errors.
 
     A cell's shade is the square root of its share of the row, so that rare errors can be seen too.
@@ -222,6 +222,7 @@ def matrix(confusion: Ints, labels: Sequence[str]) -> Matrix:
     Args:
         confusion: (K, K) counts, true class first.
         labels: of the classes.
+        still: for pages without the script that answers the pointer.
     """
     chosen = _choose(confusion)
     counts, totals = confusion[np.ix_(chosen, chosen)], confusion.sum(axis=1)[chosen]
@@ -238,14 +239,19 @@ def matrix(confusion: Ints, labels: Sequence[str]) -> Matrix:
         inside.append(_names(names, cell))
     if number <= NUMBERED:
         inside.append(_numbers(counts, totals, cell))
+    told = f"Confusion matrix of {number} class{'' if number == 1 else 'es'}"
+    kind = f'role="img" aria-label="{told}"'
+    if not still:
+        kind = f'tabindex="0" role="application" aria-label="{told}; arrow keys move through its cells"'
+        inside += [
+            f'<rect class="row" width="{side:.1f}" height="{cell:.2f}" visibility="hidden"/>'
+            f'<rect class="column" width="{cell:.2f}" height="{side:.1f}" visibility="hidden"/>'
+            f'<rect class="cell" width="{cell:.2f}" height="{cell:.2f}" visibility="hidden"/>'
+        ]
     svg = (
-        f'<svg class="matrix" tabindex="0" role="application" aria-label="Confusion matrix of {number} classes; '
-        f'arrow keys move through its cells" width="{left + side + right:.0f}" height="{top + side + 10:.0f}" '
-        f'viewBox="{-left} {-top} {left + side + right:.1f} {top + side + 10:.1f}">'
-        f'<rect class="sheet" width="{side:.1f}" height="{side:.1f}"/>{"".join(inside)}'
-        f'<rect class="row" width="{side:.1f}" height="{cell:.2f}" visibility="hidden"/>'
-        f'<rect class="column" width="{cell:.2f}" height="{side:.1f}" visibility="hidden"/>'
-        f'<rect class="cell" width="{cell:.2f}" height="{cell:.2f}" visibility="hidden"/></svg>'
+        f'<svg class="matrix{" still" if still else ""}" {kind} width="{left + side + right:.0f}" '
+        f'height="{top + side + 10:.0f}" viewBox="{-left} {-top} {left + side + right:.1f} {top + side + 10:.1f}">'
+        f'<rect class="sheet" width="{side:.1f}" height="{side:.1f}"/>{"".join(inside)}</svg>'
     )
     at = np.argwhere(counts)
     data = {
@@ -339,6 +345,29 @@ def learning_curves(rows: Curves, planned: int) -> str:
             ]
         )
         + "</div>"
+    )
+
+
+LOOKS = ("b", "a", "c")
+"""Of runs in one chart."""
+
+
+def compared_curves(runs: Mapping[str, Curves]) -> str:
+    """Training loss and validation accuracy of at most three runs, by name."""
+    epochs = sorted({row["epoch"] for rows in runs.values() for row in rows})
+
+    def lines(key: str, scale: float) -> list[Line]:
+        found = []
+        for (title, rows), look in zip(runs.items(), LOOKS, strict=False):
+            known = {row["epoch"]: scale * _finite(row.get(key)) for row in rows}
+            found.append(Line(title, look, [known.get(epoch, math.nan) for epoch in epochs]))
+        return found
+
+    loss, top1, end = lines("loss", 1.0), lines("top1", 100.0), int(max(epochs, default=1))
+    known = [value for line in loss for value in line.values if math.isfinite(value)]
+    return (
+        f'<div class="charts">{curve("Training loss", epochs, loss, end=end, most=_top(known))}'
+        f"{curve('Top-1 accuracy in validation', epochs, top1, end=end, most=100.0, unit=' %')}</div>"
     )
 
 

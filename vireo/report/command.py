@@ -91,13 +91,12 @@ def _page(run: RunFolder, drawn: list[tuple[tuple[Confused, ...], Examples, str]
     parts += [sections.notice(f"Left out: {fault}.", look="bad") for fault in run.faults]
     parts.append(sections.missing(run))
     parts += [_evaluation(i, one, "figures", _top(run, one)) for i, one in enumerate(shown)]
-    links = [("learning", "Learning curves")]
-    rows = run.record.rows if run.record else ()
+    links = []
     if run.record is not None:
+        rows = run.record.rows
         curves = learning_curves(rows, run.record.planned) if rows else sections.notice("No epoch has ended yet.")
         parts.append(sections.section("learning", "Learning curves", curves))
-    else:
-        links = []
+        links.append(("learning", "Learning curves"))
     for i, (one, (pairs, examples, why)) in enumerate(zip(shown, drawn, strict=True)):
         told = [
             ("confusion", "Confusion matrix", sections.confusion(one, i)),

@@ -1,4 +1,4 @@
-"""A page about one or more models side by side: no scripts, pictures inside."""
+"""A page about up to three models side by side: no scripts, pictures inside."""
 
 from __future__ import annotations
 
@@ -12,11 +12,12 @@ from torch import Tensor
 from torchvision.io import encode_jpeg
 
 import vireo
-from vireo import plots
 from vireo.data.outputs import write_text
 from vireo.evaluation import Evaluation
 from vireo.predict import Prediction
+from vireo.report.charts import compared_curves, matrix
 from vireo.report.parts import image, page, percent, text
+from vireo.report.sections import section
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,7 +73,7 @@ def write_report(
         path: the .html file; its folder is made if missing.
         title: headline.
         intro: paragraphs under it.
-        models: one section per model; the best one is highlighted.
+        models: one section per model, at most three; the best is highlighted, unless all are equally good.
         strips: clips with their frames and predictions.
         ceiling: highest top-1, in [0, 1], that a model which ignores frame order can reach.
         commands: what to type next.
@@ -82,32 +83,29 @@ def write_report(
         StorageError: the file cannot be written.
     """
     parts = [f"<h1>{text(title)}</h1>", *(f'<p class="muted">{text(p)}</p>' for p in intro)]
-    best = max(models, key=lambda m: m.evaluation.top1)
-    parts.append('<div class="cards">')
-    parts += [_card(m, highlight=m is best, ceiling=ceiling) for m in models]
-    parts.append("</div>")
-    if strips:
-        parts.append("<h2>What they saw, and what they said</h2>")
-        parts += [_strip(strip) for strip in strips]
-    parts.append("<h2>Learning curves</h2>")
-    runs = {
-        m.name: {k: [row.get(k, float("nan")) for row in m.metrics] for k in ("epoch", "loss", "top1")} for m in models
+    scores = [m.evaluation.top1 for m in models]
+    best = max(scores) if len(scores) == 1 or min(scores) < max(scores) else None
+    cards = [_card(m, highlight=m.evaluation.top1 == best, ceiling=ceiling) for m in models]
+    parts.append(f'<div class="cards">{"".join(cards)}</div>')
+    matrices, typed = [_matrix(m) for m in models], "\n".join(map(text, commands))
+    told = {
+        "What they saw, and what they said": "".join(map(_strip, strips)),
+        "Learning curves": compared_curves({m.name: m.metrics for m in models}),
+        "Confusion matrices": f'<div class="cards">{"".join(matrices)}</div>',
+        "Accuracy per class": _class_table(models),
+        "Go on from here": f"<pre>{typed}</pre>" if typed else "",
     }
-    epochs = max((len(m.metrics) for m in models), default=1)
-    parts.append(f'<div class="card">{image(plots.curves_png(runs, epochs=epochs), "Learning curves")}</div>')
-    parts.append('<h2>Confusion matrices</h2><div class="cards">')
-    for m in models:
-        labels = [c.label for c in m.evaluation.classes]
-        png = plots.confusion_png(m.evaluation.confusion, labels, m.name)
-        parts.append(f'<div class="card">{image(png, f"Confusion matrix of {m.name}")}</div>')
-    parts.append("</div><h2>Accuracy per class</h2>")
-    parts.append(_class_table(models))
-    if commands:
-        parts.append("<h2>Go on from here</h2><pre>" + "\n".join(map(text, commands)) + "</pre>")
+    parts += [section(f"part-{i}", heading, body) for i, (heading, body) in enumerate(told.items()) if body]
     foot = "<br>".join(text(line) for line in (*provenance, f"Vireo {vireo.__version__}"))
     parts.append(f"<footer>{foot}</footer>")
-    write_text(path, page(title, "".join(parts), look="themes"))
+    write_text(path, page(title, "".join(parts), styles=["run.css"], look="themes"))
     return path
+
+
+def _matrix(model: ModelSection) -> str:
+    labels = [c.label for c in model.evaluation.classes]
+    svg = matrix(model.evaluation.confusion, labels, still=True).svg
+    return f'<figure class="card"><figcaption class="name">{text(model.name)}</figcaption>{svg}</figure>'
 
 
 def _card(model: ModelSection, *, highlight: bool, ceiling: float | None) -> str:

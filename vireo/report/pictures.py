@@ -11,7 +11,7 @@ from torch import Tensor
 from torchvision.io import encode_jpeg
 from torchvision.transforms.v2.functional import resize
 
-from vireo.compare import Pair, find_clips
+from vireo.compare import find_clips
 from vireo.data.annotations import read_table
 from vireo.data.table import ClipTable
 from vireo.errors import DataError, MissingDependencyError, UsageError
@@ -110,11 +110,10 @@ def _frames(
     scores: ScoreTable, rows: Sequence[int], run: RunFolder, data: str, workers: int
 ) -> tuple[dict[int, tuple[bytes, ...]], str]:
     """Row → its frames, of those that can be read; and why there are none."""
-    pair = Pair(clips=scores.clips, label_names=scores.label_names, labels=scores.labels, scores=(scores.scores,) * 2)
     modality = "flow" if scores.modality == "flow" else "rgb"
     unread = False
     for table in _tables(run, data, modality):
-        there, clips = find_clips(pair, rows, table)
+        there, clips = find_clips(scores, rows, table)
         if not there:
             continue
         found = clip_frames(clips, frames=FRAMES, modality=modality, workers=workers)
