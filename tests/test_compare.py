@@ -17,6 +17,7 @@ import torch
 from scipy import stats
 from sklearn.metrics import accuracy_score, balanced_accuracy_score, top_k_accuracy_score
 
+from tests.score_tools import CLASSES, table
 from tests.video_tools import write_class_folders
 from vireo import cli
 from vireo.compare import (
@@ -37,18 +38,7 @@ from vireo.plots import Change, changes_png
 from vireo.scores import ScoreTable, can_write_parquet, write_parquet, write_scores
 from vireo.strips import Strip, clip_frames, strips_png
 
-CLASSES = ("clap", "jump", "wave")
 NAN = float("nan")
-
-
-def table(rows: dict[str, tuple[str, list[float]]], classes: tuple[str, ...] = CLASSES) -> ScoreTable:
-    """From clip → (label, scores)."""
-    return ScoreTable(
-        clips=tuple(rows),
-        labels=torch.tensor([classes.index(label) for label, _ in rows.values()]),
-        label_names=classes,
-        scores=torch.tensor([scores for _, scores in rows.values()]),
-    )
 
 
 def reordered(given: ScoreTable, classes: tuple[str, ...]) -> ScoreTable:

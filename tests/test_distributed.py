@@ -16,11 +16,9 @@ from torch import nn
 from tests.resume_tools import finish, start, together
 from vireo.checkpoint import read_tensors
 from vireo.config import TrainConfig
-from vireo.data.faults import Failure
 from vireo.data.order import OrderConfig, make_order
 from vireo.distributed import Team, make_fabric, peers_may_be_gone, unused_parameters
 from vireo.errors import TrainingError, UsageError
-from vireo.evaluation import Scores, join_scores
 from vireo.model import create_model
 from vireo.runs import read_metrics
 from vireo.train import train
@@ -216,19 +214,6 @@ def test_numbers_that_do_not_fit_are_said(clips: Path, monkeypatch: pytest.Monke
         monkeypatch.setenv(name, value)
     with pytest.raises(UsageError, match="2 processes were started, but devices is 1 and num_nodes 1"):
         make_fabric(config(clips, Path("x")))
-
-
-def test_scores_of_processes_join_in_the_order_of_the_table() -> None:
-    logits, labels = torch.rand(7, 3), torch.arange(7) % 3
-    lost = Failure(7, "x.mp4", "broken")
-    parts = [
-        Scores(logits=logits[r::2], labels=labels[r::2], indices=torch.arange(7)[r::2], failures=(lost,) * r, moved=r)
-        for r in range(2)
-    ]
-    joined = join_scores(parts)
-    assert torch.equal(joined.logits, logits) and torch.equal(joined.labels, labels)
-    assert joined.indices.tolist() == list(range(7)) and joined.failures == (lost,)
-    assert joined.moved == pytest.approx(3 / 7)
 
 
 def test_parameters_without_a_gradient_are_found() -> None:

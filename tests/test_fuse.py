@@ -21,24 +21,14 @@ from vireo.data.transforms import eval_transform
 from vireo.errors import DataError, StorageError, UsageError
 from vireo.evaluate import evaluate
 from vireo.evaluation import write_evaluation
-from vireo.fuse import default_weights, fuse_scores, fuse_tables, match_clips
+from vireo.fuse import default_weights, fuse_scores, fuse_tables
 from vireo.model import create_model
-from vireo.scores import ScoreTable, clip_names, read_scores, write_scores
+from vireo.scores import ScoreTable, clip_names, match_clips, read_scores, write_scores
 
+from .score_tools import CLASSES, table
 from .video_tools import write_class_folders
 
-CLASSES = ("clap", "jump", "wave")
 NAN = [float("nan")] * 3
-
-
-def table(rows: dict[str, tuple[str, list[float]]], classes: tuple[str, ...] = CLASSES) -> ScoreTable:
-    """From clip → (label, scores)."""
-    return ScoreTable(
-        clips=tuple(rows),
-        labels=torch.tensor([classes.index(label) for label, _ in rows.values()]),
-        label_names=classes,
-        scores=torch.tensor([scores for _, scores in rows.values()]),
-    )
 
 
 # Worked out by hand with the weights 1 and 1.5:
@@ -176,14 +166,16 @@ def test_names_are_matched_by_their_last_part_where_that_tells_clips_apart() -> 
     assert [r.tolist() for r in match_clips([table(nested), table(flat)])] == [[0, 1, 2, 3]] * 2
     twice = {"day1/clap/a": RGB["clap/a"], "day1/jump/a": RGB["jump/a"]}  # "a" could be either
     assert [r.tolist() for r in match_clips([table(twice), table(FLOW)])] == [[], []]
-    with pytest.raises(DataError, match=r"no clip in common.*'day1/clap/a', 'clap/a'"):
+    with pytest.raises(DataError, match=r"no clip in common.*'day1/clap/a' and 'clap/a'"):
         fuse_tables([table(twice), table(FLOW)])
 
 
 def test_streams_that_contradict_each_other() -> None:
-    with pytest.raises(DataError, match=r"clip 'jump/a' is 'jump' in rgb and 'wave' in flow"):
+    with pytest.raises(DataError, match=r"1 of 4 clips .*'jump/a' is 'jump' in rgb and 'wave' in flow"):
         fuse_tables([table(RGB), table({**FLOW, "jump/a": ("wave", [0.0] * 3)})], names=["rgb", "flow"])
-    with pytest.raises(DataError, match="different classes; 'jump' is in one of them only"):
+    with pytest.raises(
+        DataError, match="stream 1 and stream 2 have different classes: 'jump' only in stream 1; 'run' only in stream 2"
+    ):
         fuse_tables([table(RGB), table({"clap/a": ("clap", [0.0] * 3)}, ("clap", "run", "wave"))])
 
 

@@ -20,11 +20,12 @@ from vireo.config import ViewConfig
 from vireo.data.annotations import read_table
 from vireo.data.order import OrderConfig, make_order
 from vireo.errors import CheckpointError, DataError, DecodeError, UsageError
-from vireo.evaluate import clip_loader, evaluate, score_clips
+from vireo.evaluate import evaluate
 from vireo.model import create_model
 from vireo.plots import comparison_png, confusion_png
 from vireo.predict import find_videos, predict, predict_command, predict_many
 from vireo.report import ModelSection, Strip, write_report
+from vireo.scoring import clip_loader, score_clips
 
 LABELS = ("push left to right", "push right to left")
 

@@ -30,11 +30,10 @@ import vireo
 from vireo import plots
 from vireo.data.annotations import read_table
 from vireo.data.outputs import printable, shorter_names
-from vireo.data.table import SPLITS, ClipTable, some
+from vireo.data.table import SPLITS, ClipTable
 from vireo.errors import DataError, UsageError, writing
-from vireo.files import replacing
-from vireo.fuse import match_clips
-from vireo.scores import EVALUATION, PARQUET, SCORES, ScoreTable, clip_names, read_scores
+from vireo.files import replacing, write_json
+from vireo.scores import ScoreTable, clip_names, match_clips, match_tables, read_facts, read_scores
 from vireo.statistics import Interval, bootstrap_mean, wilson_interval
 from vireo.strips import Answer, Strip, clip_frames, strips_png
 
@@ -45,7 +44,6 @@ EXACT_BELOW = 25
 CHANCE = 0.05
 """A p-value below this is called more than chance."""
 _MOST_BARS = 40  # of gains, and of losses, in a picture
-_MOST_FACTS = 1 << 26  # bytes of an evaluation.json
 
 
 # --- what two models said -----------------------------------------------------------------------------
@@ -72,38 +70,12 @@ class Pair:
 def align(a: ScoreTable, b: ScoreTable, names: tuple[str, str] = ("A", "B")) -> Pair:
     """The clips that both models scored, with the classes in A's order.
 
-    A clip is matched as `vireo.fuse.match_clips` does.
-
     Raises:
-        DataError: other classes, no clip in common, or other labels for a clip.
+        DataError: they don't fit together, see `vireo.scores.match_tables`.
     """
-    missing = [[name for name in x.label_names if name not in set(y.label_names)] for x, y in ((a, b), (b, a))]
-    if any(missing):
-        told = [f"{some(of, 3)} only in {name}" for of, name in zip(missing, names, strict=True) if of]
-        raise DataError(f"{names[0]} and {names[1]} have different classes: {'; '.join(told)}")
-    if len(a.label_names) < 2:
-        raise DataError(f"{names[0]} has one class only, {a.label_names[0]!r}; there is nothing to compare")
-    rows = match_clips([a, b])
-    if not len(rows[0]):
-        raise DataError(
-            f"{names[0]} and {names[1]} have no clip in common; the first clips are {a.clips[0]!r} and {b.clips[0]!r}"
-        )
-    place = {name: i for i, name in enumerate(b.label_names)}
-    order = torch.tensor([place[name] for name in a.label_names])
-    labels, others = a.labels[rows[0]], order.argsort()[b.labels[rows[1]]]
-    if len(wrong := (labels != others).nonzero()[:, 0]):
-        first = int(wrong[0])
-        told = [repr(a.label_names[int(of[first])]) for of in (labels, others)]
-        raise DataError(
-            f"{len(wrong)} of {len(labels)} clips have other labels in {names[1]}; "
-            f"{a.clips[int(rows[0][first])]!r} is {told[0]} in {names[0]} and {told[1]} in {names[1]}"
-        )
-    return Pair(
-        clips=tuple(a.clips[i] for i in rows[0].tolist()),
-        label_names=a.label_names,
-        labels=labels,
-        scores=(a.scores[rows[0]], b.scores[rows[1]][:, order]),
-    )
+    rows, labels, (of_a, of_b) = match_tables((a, b), names)
+    clips = tuple(a.clips[i] for i in rows[0].tolist())
+    return Pair(clips=clips, label_names=a.label_names, labels=labels, scores=(of_a, of_b))
 
 
 # --- what that amounts to -----------------------------------------------------------------------------
@@ -359,9 +331,8 @@ def choose_changes(
 
 
 def _reaches(change: ClassChange, points: float) -> bool:
-    return (
-        100 * abs(change.correct_b - change.correct_a) >= points * change.clips
-    )  # whole numbers: 3 of 50 are 6 points
+    # Whole numbers, as a quotient of floats may miss it by a hair: 3 of 50 are 6 points.
+    return 100 * abs(change.correct_b - change.correct_a) >= points * change.clips
 
 
 # --- examples -----------------------------------------------------------------------------------------
@@ -399,10 +370,12 @@ def choose_examples(pair: Pair, each: int = 2) -> dict[Kind, list[int]]:
 def _clearest(
     rows: npt.NDArray[np.int64], clear: npt.NDArray[np.float64], labels: npt.NDArray[np.int64], most: int
 ) -> list[int]:
-    ordered = rows[np.argsort(-clear[rows], kind="stable")].tolist()
-    seen: set[int] = set()
-    first = [row for row in ordered if not (int(labels[row]) in seen or seen.add(int(labels[row])))]  # type: ignore[func-returns-value]
-    return (first + [row for row in ordered if row not in set(first)])[:most]
+    ordered: list[int] = rows[np.argsort(-clear[rows], kind="stable")].tolist()
+    first: dict[int, int] = {}  # class → its clearest clip
+    for row in ordered:
+        first.setdefault(int(labels[row]), row)
+    chosen = set(first.values())
+    return [*first.values(), *(row for row in ordered if row not in chosen)][:most]
 
 
 def describe_example(pair: Pair, kind: Kind, row: int, *, top: int = 3) -> dict[str, Any]:
@@ -501,21 +474,6 @@ def compare_command(
     return 0
 
 
-def read_facts(path: Path) -> dict[str, str]:
-    """What `vireo eval` noted beside scores, texts only; empty where it noted nothing usable."""
-    if path.is_dir():
-        path = path / SCORES
-    if path.name not in (SCORES, PARQUET):  # several tables may lie in one folder, and the evaluation is of one
-        return {}
-    try:
-        with (path.parent / EVALUATION).open("rb") as file:
-            text = file.read(_MOST_FACTS + 1)
-        stated = jsonlib.loads(text) if len(text) <= _MOST_FACTS else None
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return {key: value for key, value in stated.items() if isinstance(value, str)} if isinstance(stated, dict) else {}
-
-
 def _draw_examples(
     found: Comparison,
     chosen: Mapping[Kind, Sequence[int]],
@@ -597,8 +555,7 @@ def _write(
     """
     with writing(out):
         out.mkdir(parents=True, exist_ok=True)
-    with replacing(out / "compare.json") as file:
-        file.write(jsonlib.dumps(whole, indent=1, ensure_ascii=False) + "\n")
+    write_json(out / "compare.json", whole)
     with replacing(out / "classes.csv") as file:
         writer = csv.DictWriter(file, list(found.classes[0].as_dict()))
         writer.writeheader()

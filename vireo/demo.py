@@ -23,7 +23,8 @@ from vireo.data.annotations import read_table
 from vireo.data.order import OrderConfig, make_order
 from vireo.data.splits import split_table
 from vireo.errors import UsageError
-from vireo.evaluate import evaluate, print_evaluation, write_evaluation
+from vireo.evaluate import evaluate
+from vireo.evaluation import print_evaluation, write_evaluation
 from vireo.predict import classify, load_clip, print_prediction
 from vireo.report import ModelSection, Strip, write_report
 from vireo.runs import read_metrics

@@ -41,10 +41,10 @@ from vireo.data.clips import reader_name
 from vireo.data.dataset import Batch
 from vireo.data.faults import Failure, FailureCount
 from vireo.data.outputs import printable
-from vireo.data.table import ClipTable, StringColumn
+from vireo.data.table import ClipTable
 from vireo.devices import choose_device
 from vireo.errors import DataError, MissingDependencyError, UnknownNameError, UsageError, writing
-from vireo.files import replacing, write_failures
+from vireo.files import read_bounded, replacing, write_failures, write_json
 from vireo.model import Recognizer
 from vireo.predict import load_clip
 from vireo.protocols import choose_protocol, describe_protocol
@@ -125,10 +125,8 @@ def load_embeddings(folder: str | Path) -> Embeddings:
 
 def _read_about(path: Path) -> dict[str, Any]:
     try:
-        with path.open("rb") as file:
-            text = file.read(_MOST_ABOUT + 1)
-        about = jsonlib.loads(text) if len(text) <= _MOST_ABOUT else None
-    except (OSError, ValueError, RecursionError) as error:
+        about = jsonlib.loads(read_bounded(path, _MOST_ABOUT))
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{path} can't be read: {error}") from None
     labels = about.get("labels") if isinstance(about, dict) else None
     if not isinstance(about, dict) or not isinstance(labels, list) or not all(isinstance(x, str) for x in labels):
@@ -559,9 +557,8 @@ def _make(
     modality = model.config.modality
     decoder = reader_name(table, modality=modality, mode=read.decode, backend=read.decoder)
     about = {**facts, "modality": modality, "decoder": decoder, **counts}
-    with replacing(out / ABOUT) as file:
-        whole = {**about, "labels": list(table.label_names), "data_notes": list(notes), "failures": failed}
-        file.write(jsonlib.dumps(whole, indent=1, ensure_ascii=False) + "\n")
+    whole = {**about, "labels": list(table.label_names), "data_notes": list(notes), "failures": failed}
+    write_json(out / ABOUT, whole)
 
 
 def _answer(
@@ -631,17 +628,7 @@ def _draw(
 def _nearest_png(answer: Mapping[str, Any], table: ClipTable, rows: Mapping[str, int], modality: str) -> bytes:
     """The frames of a query and of its neighbours."""
     clips = table.select([rows[near["clip"]] for near in answer["nearest"]])
-    if "clip" in answer:
-        asked = table.select([rows[answer["clip"]]])
-    else:
-        none = np.full(1, np.nan)
-        asked = ClipTable(
-            paths=StringColumn([answer["query"]]),
-            labels=np.zeros(1, np.int64),
-            label_names=("",),
-            starts=none,
-            ends=none,
-        )
+    asked = table.select([rows[answer["clip"]]]) if "clip" in answer else ClipTable.of_paths([answer["query"]])
     [own] = clip_frames(asked, modality=modality)
     label = answer.get("label", "")
     name = answer.get("clip") or os.path.basename(os.path.abspath(answer["query"]))

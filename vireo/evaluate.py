@@ -25,35 +25,12 @@ from vireo.data.table import ClipTable
 from vireo.data.unlabelled import UnlabelledTest, read_unlabelled
 from vireo.distributed import Team, launch, make_fabric, peers_may_be_gone
 from vireo.errors import DataError, UsageError, VireoError, writing
-from vireo.evaluation import (
-    Evaluation,
-    Scores,
-    measure,
-    print_evaluation,
-    print_header,
-    tabulate,
-    write_evaluation,
-)
-from vireo.files import replacing, write_failures
+from vireo.evaluation import Evaluation, measure, print_evaluation, print_header, tabulate, write_evaluation
+from vireo.files import write_failures, write_json
 from vireo.official_splits import SPLITS, SplitsResult, print_splits, read_splits, splits_of, write_splits
 from vireo.probe import frame_orders, probe_order
-from vireo.scoring import ScoreConfig, all_alike, choose_split, clip_loader, frames_of, score_clips, score_table
-from vireo.statistics import wilson_interval
+from vireo.scoring import ScoreConfig, all_alike, choose_split, score_table
 from vireo.submission import write_submission
-
-__all__ = [
-    "Evaluation",
-    "Scores",
-    "clip_loader",
-    "evaluate",
-    "evaluate_command",
-    "frames_of",
-    "measure",
-    "print_evaluation",
-    "score_clips",
-    "wilson_interval",
-    "write_evaluation",
-]
 
 SUBMISSION = "predictions.csv"
 
@@ -222,8 +199,7 @@ def write_predictions(found: Predictions, labels: tuple[str, ...], out: Path) ->
         official=found.test.official,
         numbers=found.test.format == "ssv2",
     )
-    with replacing(out / "predictions.json") as file:
-        file.write(jsonlib.dumps(found.as_dict(), indent=1, ensure_ascii=False) + "\n")
+    write_json(out / "predictions.json", found.as_dict())
     write_failures(out / "failed.csv", [(failure.path, failure.reason) for failure in found.failures])
     return path
 

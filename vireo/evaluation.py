@@ -6,7 +6,6 @@ Scores → :func:`measure` → Evaluation → :func:`print_evaluation`, :func:`w
 from __future__ import annotations
 
 import csv
-import json as jsonlib
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -27,7 +26,7 @@ from vireo import plots
 from vireo.data.faults import Failure, TooManyFailuresError
 from vireo.data.table import ClipTable
 from vireo.errors import writing
-from vireo.files import replacing, write_failures
+from vireo.files import replacing, write_failures, write_json
 from vireo.probe import OrderProbe, print_probe, write_probe
 from vireo.scores import (
     EVALUATION,
@@ -341,8 +340,7 @@ def write_evaluation(evaluation: Evaluation, out: Path) -> dict[str, Path]:
     files = {"json": out / EVALUATION, "per_class": out / "per_class.csv"}
     with writing(out):
         out.mkdir(parents=True, exist_ok=True)
-    with replacing(files["json"]) as file:
-        file.write(jsonlib.dumps(evaluation.as_dict(), indent=1, ensure_ascii=False) + "\n")
+    write_json(files["json"], evaluation.as_dict())
     with replacing(files["per_class"]) as file:
         writer = csv.writer(file)
         writer.writerow(["label", "clips", "correct", "accuracy"])

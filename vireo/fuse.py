@@ -27,7 +27,7 @@ from vireo.checkpoint import Checkpoint, load_checkpoint
 from vireo.errors import DataError, UsageError
 from vireo.evaluate import evaluate_part
 from vireo.evaluation import Evaluation, Scores, measure, write_evaluation
-from vireo.scores import EVALUATION, ScoreTable, read_scores
+from vireo.scores import EVALUATION, ScoreTable, match_keys, match_tables, read_scores
 from vireo.scoring import ScoreConfig
 
 _TSN = {"rgb": 1.0, "flow": 1.5}
@@ -148,8 +148,7 @@ def fuse_tables(
 ) -> Fusion:
     """Fuse what several models said, clip by clip.
 
-    A clip is matched by its whole name; or by the last part of it, if that tells the clips of every stream apart
-    and finds more pairs: ``wave/anna_3`` and ``anna_3`` are then the same.
+    Clips are matched as `vireo.scores.match_clips` says.
 
     Args:
         tables: one per stream.
@@ -159,8 +158,7 @@ def fuse_tables(
 
     Raises:
         UsageError: weights that don't fit.
-        DataError: streams of one class, of other classes, of other labels for a clip, or without a clip in common;
-            sums that float32 can't hold.
+        DataError: streams that don't fit together, see `vireo.scores.match_tables`; sums that float32 can't hold.
     """
     names = list(names or (f"stream {i + 1}" for i in range(len(tables))))
     modalities = [table.modality for table in tables]
@@ -168,38 +166,18 @@ def fuse_tables(
     if not weights:
         checked, weighting = default_weights(modalities, names)
     classes = tables[0].label_names
-    if len(classes) < 2:
-        raise DataError(f"{names[0]} has one class only, {classes[0]!r}; recognition needs at least two")
-    for table, name in zip(tables, names, strict=True):
-        if other := sorted(set(table.label_names) ^ set(classes)):
-            more = f", and {len(other) - 1} more" if len(other) > 1 else ""
-            raise DataError(f"{name} and {names[0]} have different classes; {other[0]!r} is in one of them only{more}")
-    rows = match_clips(tables)
-    if not len(rows[0]):
-        raise DataError(
-            f"{names[0]} and the others have no clip in common; the first clips are "
-            + ", ".join(repr(table.clips[0]) for table in tables)
-        )
-    # Classes in the order of the first stream.
-    orders = [torch.tensor([table.label_names.index(label) for label in classes]) for table in tables]
-    scores = [table.scores[at][:, order] for table, at, order in zip(tables, rows, orders, strict=True)]
-    truth = [order.argsort()[table.labels[at]] for table, at, order in zip(tables, rows, orders, strict=True)]
-    for labels, name in zip(truth, names, strict=True):
-        if len(wrong := (labels != truth[0]).nonzero()[:, 0]):
-            clip = tables[0].clips[int(rows[0][wrong[0]])]
-            told = classes[int(truth[0][wrong[0]])], classes[int(labels[wrong[0]])]
-            raise DataError(f"clip {clip!r} is {told[0]!r} in {names[0]} and {told[1]!r} in {name}")
+    rows, labels, scores = match_tables(tables, names)
 
     def evaluation(logits: Tensor) -> Evaluation:
         indices = torch.arange(len(logits))
-        return measure(Scores(logits=logits, labels=truth[0], indices=indices, failures=()), classes, {})
+        return measure(Scores(logits=logits, labels=labels, indices=indices, failures=()), classes, {})
 
     fused = fuse_scores(scores, checked, average=average)
     if not bool(fused.isfinite().all()):
         at = int((~fused.isfinite().all(dim=1)).nonzero()[0])
         clip = tables[0].clips[int(rows[0][at])]
         raise DataError(f"the fused scores of clip {clip!r} are too large for float32; give smaller weights")
-    every = len(set().union(*_keys(tables)))
+    every = len(set().union(*match_keys(tables)))
     header = {
         "checkpoint": " + ".join(f"{w:g} × {n}" for w, n in zip(checked, names, strict=True)),
         "modality": " + ".join(dict.fromkeys(modalities)) if all(modalities) else "",
@@ -227,34 +205,13 @@ def fuse_tables(
             header={**header, "expected": every, "scored": len(fused), "failed": every - len(fused)},
             clip_scores=ScoreTable(
                 clips=tuple(tables[0].clips[i] for i in rows[0].tolist()),
-                labels=truth[0],
+                labels=labels,
                 label_names=classes,
                 scores=fused,
                 modality=modalities[0] if len(set(modalities)) == 1 else "",
             ),
         ),
     )
-
-
-def match_clips(tables: Sequence[ScoreTable]) -> list[Tensor]:
-    """The clips that every table has scores of: one (M,) tensor of rows per table, in the first one's order."""
-    keys = _keys(tables)
-    places = [
-        {key: i for i, (key, read) in enumerate(zip(own, table.read.tolist(), strict=True)) if read}
-        for own, table in zip(keys, tables, strict=True)
-    ]
-    common = [key for key in keys[0] if all(key in place for place in places)]
-    return [torch.tensor([place[key] for key in common], dtype=torch.int64) for place in places]
-
-
-def _keys(tables: Sequence[ScoreTable]) -> list[list[str]]:
-    """By what clips are matched, per table; see :func:`fuse_tables`."""
-    whole = [list(table.clips) for table in tables]
-    last = [[name.rsplit("/", 1)[-1] for name in names] for names in whole]
-    if any(len(set(names)) < len(names) for names in last):
-        return whole
-    in_common = [len(set.intersection(*map(set, keys))) for keys in (whole, last)]
-    return last if in_common[1] > in_common[0] else whole
 
 
 def fuse_command(

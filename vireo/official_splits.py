@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json as jsonlib
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ from vireo.data.annotations import read_table, split_format
 from vireo.data.table import ClipTable
 from vireo.errors import UsageError, writing
 from vireo.evaluation import Evaluation
-from vireo.files import replacing
+from vireo.files import write_json
 
 OFFICIAL = {name: (name, f"{name}-split2", f"{name}-split3") for name in ("ucf101", "hmdb51")}
 """Data sets with several splits, as formats of `vireo.data.formats`."""
@@ -138,6 +137,4 @@ def write_splits(result: SplitsResult, path: Path) -> Path:
     """
     with writing(path.parent):
         path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as file:
-        file.write(jsonlib.dumps(result.as_dict(), indent=1, ensure_ascii=False) + "\n")
-    return path
+    return write_json(path, result.as_dict())

@@ -11,7 +11,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from rich.console import Console
 from rich.markup import escape
@@ -27,7 +26,7 @@ from vireo.data.folders import clips_below, clips_called
 from vireo.data.frames import is_frame_folder
 from vireo.data.loader import make_loader
 from vireo.data.sampling import sample_indices
-from vireo.data.table import ClipRecord, ClipTable, StringColumn
+from vireo.data.table import ClipRecord, ClipTable
 from vireo.data.transforms import eval_transform
 from vireo.devices import choose_device
 from vireo.errors import DataError, DecodeError, UsageError
@@ -99,14 +98,8 @@ def predict_many(
     """
     checkpoint, target = _ready(checkpoint, device)
     config, count = checkpoint.model.config, len(videos)
-    table = ClipTable(
-        paths=StringColumn(map(str, videos)),
-        labels=np.zeros(count, dtype=np.int64),
-        label_names=("",),
-        starts=np.full(count, np.nan),
-        ends=np.full(count, np.nan),
-    )
     fields = config.flow_fields if config.modality == "flow" else 0
+    table = ClipTable.of_paths(map(str, videos))
     dataset = ClipDataset(table, checkpoint.view, config.num_frames, flow_fields=fields)
     batches = EpochBatches(count, batch_size=1, shuffle=False, seed=0)
     with closing(make_loader(dataset, batches, workers if count > 1 else 0, timeout=timeout)) as loader:

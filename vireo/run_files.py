@@ -13,7 +13,6 @@ import json
 import math
 import os
 import re
-import stat
 import statistics
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import MISSING, dataclass, field, fields
@@ -26,6 +25,7 @@ import yaml
 
 from vireo.config import TrainConfig
 from vireo.errors import DataError, UsageError
+from vireo.files import read_bounded
 
 CONFIG, METRICS, CLIPS = "config.yaml", "metrics.csv", "clips.csv"
 CHECKPOINTS = ("last.safetensors", "best.safetensors", "resume.safetensors")
@@ -267,16 +267,7 @@ def read_text(path: Path) -> str:
     Raises:
         DataError: missing, no file, larger than `MOST_BYTES` says, or no text.
     """
-    try:
-        # Without a writer, opening a pipe would wait for one.
-        with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
-            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-                raise DataError(f"{path}: not a file")
-            content = file.read(MOST_BYTES[path.name] + 1)
-    except OSError as error:
-        raise DataError(f"{path}: {error.strerror or error}") from None
-    if len(content) > MOST_BYTES[path.name]:
-        raise DataError(f"{path}: larger than {MOST_BYTES[path.name] >> 10} KiB")
+    content = read_bounded(path, MOST_BYTES[path.name])
     try:
         return content.decode("utf-8", "surrogateescape" if path.name == CLIPS else "strict")
     except UnicodeDecodeError:

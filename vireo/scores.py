@@ -15,11 +15,11 @@ import importlib.util
 import json
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -28,15 +28,16 @@ from torch import Tensor
 import vireo
 from vireo.checkpoint import write_atomically
 from vireo.data.folders import is_video
-from vireo.data.table import ClipRecord, ClipTable
+from vireo.data.table import ClipRecord, ClipTable, some
 from vireo.errors import DataError, MissingDependencyError, UsageError
-from vireo.files import replacing
+from vireo.files import read_bounded, replacing
 
 SCORES = "scores.csv"
 PARQUET = "scores.parquet"
 EVALUATION = "evaluation.json"
 _FIXED = ["clip", "label"]
 _MOST_CELLS = 1 << 30  # of a Parquet file, which may claim to hold anything
+_MOST_FACTS = 1 << 26  # bytes of an evaluation.json
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -186,7 +187,7 @@ def read_scores(path: str | Path) -> ScoreTable:
         with path.open(newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
             reader = csv.reader(file, strict=True)
             try:
-                return replace(_parse(path, reader), modality=_modality_beside(path))
+                return replace(_parse(path, reader), modality=_modality(read_facts(path)))
             except csv.Error as error:
                 raise DataError(f"{path}, line {reader.line_num}: {error}") from None
     except OSError as error:
@@ -216,29 +217,40 @@ def _read_parquet(path: Path) -> ScoreTable:
     unread: list[bool] = [bool(row.all()) for row in empty]
     rows = zip(map(_as_text, clips), map(_as_text, labels), scores, unread, strict=True)
     found = _collect(path, tuple(names[2:]), enumerate(rows, start=1))
-    return replace(found, modality=_stated_modality(stated) or _modality_beside(path))
+    return replace(found, modality=_modality(_texts(stated)) or _modality(read_facts(path)))
 
 
 def _as_text(name: str | bytes) -> str:
     return name if isinstance(name, str) else os.fsdecode(name)
 
 
-def _modality_beside(path: Path) -> str:
-    """What `vireo eval` noted, rgb or flow; empty where nothing usable is noted, as scores can be fused without."""
+def read_facts(path: Path) -> dict[str, str]:
+    """What `vireo eval` noted beside scores, texts only; empty where it noted nothing usable.
+
+    Args:
+        path: as of `read_scores`.
+    """
+    if path.is_dir():
+        path = path / SCORES
     if path.name not in (SCORES, PARQUET):  # several tables may lie in one folder, and the evaluation is of one
-        return ""
+        return {}
     try:
-        return _stated_modality((path.parent / EVALUATION).read_bytes())
-    except OSError:
-        return ""
+        return _texts(read_bounded(path.parent / EVALUATION, _MOST_FACTS))
+    except DataError:
+        return {}
 
 
-def _stated_modality(text: bytes) -> str:
+def _texts(text: bytes) -> dict[str, str]:
     try:
         stated = json.loads(text)
     except (ValueError, RecursionError):
-        return ""
-    modality = stated.get("modality") if isinstance(stated, dict) else None
+        return {}
+    return {key: value for key, value in stated.items() if isinstance(value, str)} if isinstance(stated, dict) else {}
+
+
+def _modality(facts: Mapping[str, str]) -> str:
+    """Which of rgb and flow is noted; empty: neither, as scores can be fused without."""
+    modality = facts.get("modality", "")
     return modality if modality in ("rgb", "flow") else ""
 
 
@@ -304,3 +316,84 @@ def _numbers(where: str, cells: list[str]) -> np.ndarray[Any, np.dtype[np.floati
         return np.array([float(cell) for cell in cells])
     except ValueError as error:
         raise DataError(f"{where}: {error}") from None
+
+
+# --- clips that several models scored -----------------------------------------------------------------
+
+
+class Matched(NamedTuple):
+    """What several models said of the M clips that all of them scored, K classes."""
+
+    rows: list[Tensor]
+    """(M,) per table."""
+    labels: Tensor
+    """(M,) int64, true classes, in the first table's order."""
+    scores: list[Tensor]
+    """(M, K) per table, classes in the first one's order."""
+
+
+def match_tables(tables: Sequence[ScoreTable], names: Sequence[str]) -> Matched:
+    """Bring together what several models said; clips are matched as `match_clips` says.
+
+    Args:
+        tables: one per model.
+        names: of the models, for messages.
+
+    Raises:
+        DataError: tables of one class, of other classes, of other labels for a clip, or without a clip in common.
+    """
+    first, classes = tables[0], tables[0].label_names
+    if len(classes) < 2:
+        raise DataError(f"{names[0]} has one class only, {classes[0]!r}; recognition needs at least two")
+    for table, name in zip(tables, names, strict=True):
+        own, known = set(classes), set(table.label_names)
+        missing = [label for label in classes if label not in known]
+        more = [label for label in table.label_names if label not in own]
+        if missing or more:
+            told = [f"{some(of, 3)} only in {place}" for of, place in ((missing, names[0]), (more, name)) if of]
+            raise DataError(f"{names[0]} and {name} have different classes: {'; '.join(told)}")
+    rows = match_clips(tables)
+    if not len(rows[0]):
+        raise DataError(
+            f"{' and '.join(names)} have no clip in common; the first clips are "
+            + " and ".join(repr(table.clips[0]) for table in tables)
+        )
+    labels, scores = first.labels[rows[0]], []
+    for table, name, at in zip(tables, names, rows, strict=True):
+        place = {label: i for i, label in enumerate(table.label_names)}
+        order = torch.tensor([place[label] for label in classes])
+        others = order.argsort()[table.labels[at]]
+        if len(wrong := (labels != others).nonzero()[:, 0]):
+            clip = first.clips[int(rows[0][wrong[0]])]
+            here, there = (repr(classes[int(of[wrong[0]])]) for of in (labels, others))
+            raise DataError(
+                f"{len(wrong)} of {len(labels)} clips have other labels in {name}; "
+                f"{clip!r} is {here} in {names[0]} and {there} in {name}"
+            )
+        scores.append(table.scores[at][:, order])
+    return Matched(rows, labels, scores)
+
+
+def match_clips(tables: Sequence[ScoreTable]) -> list[Tensor]:
+    """The clips that every table has scores of: one (M,) tensor of rows per table, in the first one's order.
+
+    A clip is matched by its whole name; or by the last part of it, if that tells the clips of every table apart
+    and finds more pairs: ``wave/anna_3`` and ``anna_3`` are then the same.
+    """
+    keys = match_keys(tables)
+    places = [
+        {key: i for i, (key, read) in enumerate(zip(own, table.read.tolist(), strict=True)) if read}
+        for own, table in zip(keys, tables, strict=True)
+    ]
+    common = [key for key in keys[0] if all(key in place for place in places)]
+    return [torch.tensor([place[key] for key in common], dtype=torch.int64) for place in places]
+
+
+def match_keys(tables: Sequence[ScoreTable]) -> list[list[str]]:
+    """By what clips are matched, per table; see :func:`match_clips`."""
+    whole = [list(table.clips) for table in tables]
+    last = [[name.rsplit("/", 1)[-1] for name in names] for names in whole]
+    if any(len(set(names)) < len(names) for names in last):
+        return whole
+    in_common = [len(set.intersection(*map(set, keys))) for keys in (whole, last)]
+    return last if in_common[1] > in_common[0] else whole

@@ -164,10 +164,10 @@ def most_confused(confusion: npt.NDArray[np.int64], *, limit: int = 10) -> tuple
         confusion: (K, K) counts, true class first.
         limit: most pairs.
     """
-    wrong = confusion - np.diag(np.diagonal(confusion))
     totals = confusion.sum(axis=1)
     pairs = [
-        Confused(int(true), int(other), int(wrong[true, other]), float(wrong[true, other] / totals[true]))
-        for true, other in zip(*np.nonzero(wrong), strict=True)
+        Confused(int(true), int(other), int(confusion[true, other]), float(confusion[true, other] / totals[true]))
+        for true, other in zip(*np.nonzero(confusion), strict=True)
+        if true != other
     ]
     return tuple(sorted(pairs, key=lambda pair: (-pair.clips, -pair.share, pair.true, pair.predicted))[:limit])

@@ -301,6 +301,14 @@ class ClipTable:
         if self.frame_counts is not None and np.any(self.frame_counts < 0):
             raise DataError("a clip has fewer than 0 frames; 0 = not said")
 
+    @classmethod
+    def of_paths(cls, paths: Iterable[str]) -> ClipTable:
+        """Whole videos that have no labels: each is of the one class ""."""
+        column = StringColumn(paths)
+        none = np.full(len(column), np.nan)
+        labels = np.zeros(len(column), dtype=np.int64)
+        return cls(paths=column, labels=labels, label_names=("",), starts=none, ends=none)
+
     def __len__(self) -> int:
         return len(self.paths)
 

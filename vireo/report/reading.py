@@ -14,7 +14,6 @@ import io
 import json
 import math
 import os
-import stat
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vireo.errors import DataError, UsageError
+from vireo.files import read_bounded
 from vireo.run_files import CONFIG, METRICS, RunRecord, read_run
 from vireo.scores import EVALUATION
 from vireo.statistics import Interval
@@ -206,25 +206,6 @@ def _evaluation_folders(run: Path) -> list[Path]:
     except OSError as error:
         raise DataError(f"{run}: {error.strerror}") from None
     return [run / name for name in sorted(names, key=lambda name: (rank.get(name, 3), name))]
-
-
-def read_bounded(path: Path, most: int) -> bytes:
-    """A regular file's content.
-
-    Raises:
-        DataError: missing, no file, or larger than ``most`` bytes.
-    """
-    try:
-        # Without a writer, opening a pipe would wait for one.
-        with open(path, "rb", opener=lambda file, flags: os.open(file, flags | os.O_NONBLOCK)) as file:
-            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-                raise DataError(f"{path}: not a file")
-            content = file.read(most + 1)
-    except OSError as error:
-        raise DataError(f"{path}: {error.strerror or error}") from None
-    if len(content) > most:
-        raise DataError(f"{path}: larger than {most >> 20} MiB")
-    return content
 
 
 def read_weights(path: Path) -> dict[str, Any]:

@@ -251,7 +251,7 @@ class _Inline:
         self._error: DecodeError | None = None
 
     def get(self, count: int) -> list[Window]:
-        """The next windows, fewer at the end. None = it has ended.
+        """The next windows, fewer at the end, none behind it.
 
         Raises:
             DecodeError: what was met, once all windows before have been given.
@@ -305,7 +305,7 @@ class _Feed:
         return self._dropped[0], self._dropped[1]
 
     def get(self, count: int) -> list[Window]:
-        """The next windows: as many of a recording, fewer at its end; of a live source one. None = it has ended.
+        """The next windows: as many of a recording, fewer at its end; of a live source one. None behind the end.
 
         Raises:
             DecodeError: what the thread met, once all windows before have been given.
