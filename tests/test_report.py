@@ -29,14 +29,14 @@ from vireo import cli
 from vireo.data.annotations import read_table
 from vireo.data.faults import Failure
 from vireo.errors import DataError, UsageError
-from vireo.evaluation import Scores, measure, tabulate, write_evaluation
+from vireo.evaluation import Evaluation, Scores, measure, tabulate, write_evaluation
 from vireo.parser import Parser
 from vireo.probe import probe_order
-from vireo.report import charts, write_run_report
+from vireo.report import ModelSection, charts, write_report, write_run_report
 from vireo.report.command import MARK
 from vireo.report.pictures import EACH, FRAMES, PAIRS
-from vireo.report.reading import EvaluationRecord, read_evaluation, read_folder
-from vireo.report.sections import MOST_ROWS, classes, confusion
+from vireo.report.reading import EvaluationRecord, read_evaluation, read_folder, read_slowest
+from vireo.report.sections import MOST_ROWS, MOST_SLOW, classes, confusion, figures
 
 HOSTILE = (
     "</script><script>alert(1)</script>",
@@ -301,6 +301,89 @@ def test_clips_that_are_gone_leave_words_and_other_data_are_not_mistaken(copy: P
     with pytest.raises(UsageError, match="does not exist"):
         write_run_report(copy, data=str(tmp_path / "gone"), workers=0)
     assert write_run_report(copy, data=settings["data"], workers=0).notes == ()
+
+
+# --- clips that take long ------------------------------------------------------------------------------
+
+
+def write_slowest(folder: Path, rows: list[tuple[str, str, str, str]]) -> None:
+    with (folder / "slowest.csv").open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
+        csv.writer(file).writerows([("path", "label", "seconds", "times_median"), *rows])
+
+
+def test_the_slowest_clips_are_listed(copy: Path) -> None:
+    assert "longest to read" not in check(write_run_report(copy, workers=0).path.read_text("utf-8")).words
+    rows = [(f"{HOSTILE[1]}{i}.mp4", LABELS[0], f"{2.5 / (i + 1):.4g}", f"{50 / (i + 1):.3g}") for i in range(15)]
+    rows[1] = ("caf\udce9\n.mp4", *rows[1][1:])  # no UTF-8, and a line break
+    write_slowest(copy / "best.eval", rows)
+    text = write_run_report(copy, workers=0).path.read_text("utf-8")
+    page, part = check(text), text.split('id="slowest-0"')[1].split("</section>")[0]
+    assert 'id="slowest-1"' not in text and 'href="#slowest-0"' in text
+    shown = Page(f"<section{part}</section>").words
+    assert shown.count(".mp4") == MOST_SLOW and "caf??.mp4" in shown and "The median of all clips is 50 ms." in shown
+    assert f"{HOSTILE[1]}0.mp4 {LABELS[0]} 2.5 s 50.0 ×" in page.words and " 250 ms 5.0 ×" in shown
+    assert [float(width) for width in re.findall(r"width:([\d.]+)%", part)] == [
+        pytest.approx(100 / (i + 1), abs=0.06) for i in range(MOST_SLOW)
+    ]
+    write_slowest(copy / "best.eval", [("a.mp4", "x", "0", ""), ("b.mp4", "x", "0", "")])  # a clock that saw nothing
+    assert "a.mp4 x 0 ms –" in check(write_run_report(copy, workers=0).path.read_text("utf-8")).words
+
+
+@pytest.mark.parametrize("row", ["a.mp4,x,nan,1", "a.mp4,x,-1,1", "a.mp4,x,1,inf", "a.mp4,x,one,1", "a.mp4,x"])
+def test_a_damaged_list_of_slow_clips_costs_that_list(copy: Path, row: str) -> None:
+    path = copy / "best.eval" / "slowest.csv"
+    path.write_text(f"path,label,seconds,times_median\n{row}\n", encoding="utf-8")
+    found = read_folder(copy)
+    assert [one.name for one in found.evaluations] == ["best", "last"] and found.evaluations[0].slowest == ()
+    assert len(found.faults) == 1 and f"{path}: not a list of slow clips" in found.faults[0]
+    path.write_text("path,reason\na,b\n", encoding="utf-8")
+    with pytest.raises(DataError, match="no 'seconds'"):
+        read_slowest(path)
+
+
+def test_the_fifth_best_of_five_classes_is_no_result(run: Path) -> None:
+    one = read_evaluation(run / "best.eval")
+    assert "Top-5" not in figures(one) and "Top-4" not in figures(one)
+    labels, counts = tuple(map(str, range(6))), np.eye(6, dtype=np.int64)
+    assert "Top-5 accuracy" in figures(replace(one, labels=labels, confusion=counts))
+
+
+# --- models side by side ------------------------------------------------------------------------------
+
+
+def test_models_side_by_side(tmp_path: Path) -> None:
+    truth = torch.arange(24) % 4
+    found = [
+        measure(
+            Scores(logits=scores_of(1, strength, truth, 4), labels=truth, indices=torch.arange(24), failures=()),
+            LABELS,
+            {"expected": 24, "scored": 24, "failed": 0},
+        )
+        for strength in (0.2, 3.0)
+    ]
+
+    def page_of(*results: Evaluation) -> str:
+        rows = [[{"epoch": 1, "loss": 2.0, "top1": 0.1}, {"epoch": 2, "loss": 1.0}, {"epoch": 3, "top1": 0.4}], []]
+        models = [
+            ModelSection(name=name, about="<i>", evaluation=one, metrics=metrics, seconds=1)
+            for name, one, metrics in zip(("<b>A", "B"), results, rows, strict=False)
+        ]
+        path = write_report(tmp_path / "page.html", title=HOSTILE[0], intro=(), models=models)
+        return path.read_text("utf-8")
+
+    text = page_of(*found)
+    page = Page(text)
+    assert not page.scripts and not any(hostile in text for hostile in HOSTILE)
+    assert not any(name.startswith("on") for _, attrs in page.elements for name in attrs)
+    lines = [json.loads(attrs["data-lines"] or "") for _, attrs in page.elements if "data-lines" in attrs]
+    assert lines == [
+        {"<b>A": [[1, 0.0, 2.0], [2, 50.0, 1.0]]},
+        {"<b>A": [[1, 0.0, 10.0], [3, 100.0, 40.0]]},
+    ]
+    assert text.count('<svg class="matrix') == 2 and "arrow keys" not in text
+    assert text.count('class="card best"') == 1 and text.index('class="card best"') > text.index("&lt;b&gt;A</div>")
+    assert page_of(found[1], found[1]).count('class="card best"') == 0  # neither is better
+    assert page_of(found[0]).count('class="card best"') == 1
 
 
 # --- bad input ----------------------------------------------------------------------------------------

@@ -231,9 +231,9 @@ def matrix(confusion: Ints, labels: Sequence[str], *, still: bool = False) -> Ma
     cell = float(next((c for k, c in ((4, 76), (8, 56), (12, 44), (20, 30), (NAMED, 19)) if number <= k), 0))
     cell = cell or max(2.0, min(8.0, 720 / number))
     longest = min(24, max(map(len, names), default=0))
-    left, top = (round(14 + 6.4 * longest), round(16 + 4.7 * longest)) if named else (22, 22)
+    left, top = (round(14 + 7.2 * longest), round(16 + 5.2 * longest)) if named else (22, 22)
     side = cell * number
-    right = round(4.7 * longest) if named else 8  # the last name above leans out to the right
+    right = round(5.2 * longest) if named else 8  # the last name above leans out to the right
     inside = [_cells(counts, totals, cell, gap=1.0 if number <= NAMED else 0.0)]
     if named:
         inside.append(_names(names, cell))

@@ -105,6 +105,7 @@ def _page(run: RunFolder, drawn: list[tuple[tuple[Confused, ...], Examples, str]
             ("trust", "Can its probabilities be trusted?", sections.trust(one)),
             ("classes", "Classes", sections.classes(one, i)),
         ]
+        told.append(("slowest", "Clips that took longest to read", sections.slowest(one.slowest)))
         if one.failures:
             told.append(("failed", "Clips that could not be read", sections.failed(one.failures, "failed.csv")))
         body = "".join(sections.section(f"{key}-{i}", title, html) for key, title, html in told if html)
@@ -115,9 +116,10 @@ def _page(run: RunFolder, drawn: list[tuple[tuple[Confused, ...], Examples, str]
                 "confused": "Most confused",
                 "order": "Order of frames",
                 "trust": "Trust",
+                "slowest": "Slowest clips",
+                "failed": "Failed clips",
             }
-            links += [(f"{key}-0", names.get(key, title)) for key, title, html in told if html and key != "failed"]
-            links += [("failed-0", "Failed clips")] if one.failures else []
+            links += [(f"{key}-0", names.get(key, title)) for key, title, html in told if html]
     if run.failures:
         about = f"{len(run.failures):,} clip{'' if len(run.failures) == 1 else 's'} failed while the model was trained."
         body = sections.failed(run.failures, str(run.path / "failed.csv"))

@@ -3,6 +3,7 @@
     RUN/config.yaml, metrics.csv, *.safetensors   the run: settings, curves, where the weights come from
     RUN/failed.csv                                clips that training could not read
     RUN/NAME.eval/evaluation.json                 what `vireo eval` found of RUN/NAME.safetensors
+    RUN/NAME.eval/slowest.csv                     clips that took it longest to read
 
 Nothing is believed: files are bounded, of their JSON only what has the right form is taken.
 """
@@ -14,8 +15,9 @@ import io
 import json
 import math
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -33,7 +35,8 @@ MOST_EVALUATIONS = 6
 MOST_BYTES = 1 << 28
 """Of an evaluation.json: a confusion matrix of some 6000 classes."""
 MOST_CLASSES = 1 << 17
-MOST_FAILED_BYTES, MOST_FAILURES = 1 << 24, 1 << 18
+MOST_TABLE_BYTES, MOST_FAILURES, MOST_SLOWEST = 1 << 24, 1 << 18, 1000
+SLOWEST = "slowest.csv"
 ORDERS = {"shuffled": "frames shuffled", "reversed": "frames reversed", "single": "one frame only"}
 """Orders of frames that a probe may have tried, in the order in which they are shown."""
 
@@ -45,6 +48,16 @@ class Failed(NamedTuple):
 
     path: str
     reason: str
+
+
+class Slow(NamedTuple):
+    """A clip that took long to read."""
+
+    path: str
+    label: str
+    seconds: float
+    times_median: float
+    """How many times as long as the median of all clips scored; nan if that is not known."""
 
 
 class Bin(NamedTuple):
@@ -112,6 +125,8 @@ class EvaluationRecord:
     sentences: tuple[str, ...] = ()
     """What the order probe found, in words."""
     failures: tuple[Failed, ...] = ()
+    slowest: tuple[Slow, ...] = ()
+    """The slowest first; empty in evaluations that did not measure it."""
     outdated: bool = False
     """Whether the checkpoint beside it was written after it."""
 
@@ -173,6 +188,8 @@ def read_folder(path: Path) -> RunFolder:
     for folder in found[:MOST_EVALUATIONS]:
         try:
             evaluations.append(read_evaluation(folder))
+            if (folder / SLOWEST).exists():
+                evaluations[-1] = replace(evaluations[-1], slowest=read_slowest(folder / SLOWEST))
         except DataError as error:
             faults.append(str(error))
     record = read_run(path) if is_run else None
@@ -226,16 +243,35 @@ def read_failures(path: Path) -> tuple[Failed, ...]:
     Raises:
         DataError: too large, or no such table.
     """
-    content = read_bounded(path, MOST_FAILED_BYTES).decode("utf-8", "surrogateescape")
-    found: list[Failed] = []
     try:
-        for row in csv.DictReader(io.StringIO(content, newline="")):
-            if len(found) == MOST_FAILURES:
-                break
-            found.append(Failed(row["path"], row["reason"] or ""))
+        return tuple(Failed(row["path"], row["reason"] or "") for row in islice(_rows(path), MOST_FAILURES))
     except (csv.Error, KeyError) as error:
         raise DataError(f"{path}: not a list of failed clips ({error})") from None
+
+
+def read_slowest(path: Path) -> tuple[Slow, ...]:
+    """The rows of a ``slowest.csv``.
+
+    Raises:
+        DataError: too large, or no such table.
+    """
+    found = []
+    try:
+        for row in islice(_rows(path), MOST_SLOWEST):
+            seconds, times = float(row["seconds"] or ""), float(row["times_median"] or "nan")
+            if not 0 <= seconds < 1e6 or not (0 <= times < 1e9 or math.isnan(times)):
+                raise _Unfit(f"{seconds} seconds, {times} times the median")
+            found.append(Slow(row["path"], row["label"] or "", seconds, times))
+    except (csv.Error, KeyError, ValueError) as error:
+        told = f"no {error}" if isinstance(error, KeyError) else str(error)
+        raise DataError(f"{path}: not a list of slow clips ({told:.200})") from None
     return tuple(found)
+
+
+def _rows(path: Path) -> Iterator[dict[str, str]]:
+    """The rows of a table of clips; names of files that are no UTF-8 survive."""
+    content = read_bounded(path, MOST_TABLE_BYTES).decode("utf-8", "surrogateescape")
+    return csv.DictReader(io.StringIO(content, newline=""))
 
 
 # --- evaluation.json ----------------------------------------------------------------------------------

@@ -38,7 +38,7 @@ all('[data-filter]').forEach(box => box.addEventListener('input', () => {
   const wanted = box.value.trim().toLowerCase();
   rows.forEach(row => { row.hidden = !row.cells[0].textContent.toLowerCase().includes(wanted); });
   const shown = rows.filter(row => !row.hidden).length;
-  box.nextElementSibling.value = (wanted ? shown + ' of ' : '') + rows.length.toLocaleString('en') + ' classes';
+  box.nextElementSibling.value = (wanted ? shown + ' of ' : '') + rows.length.toLocaleString('en') + (rows.length === 1 ? ' class' : ' classes');
 }));
 
 // Confusion: the cell under the pointer, or the one that the arrow keys have come to.

@@ -13,7 +13,7 @@ import numpy as np
 from vireo.report import charts
 from vireo.report.parts import data_block, image, name, percent, text
 from vireo.report.pictures import Example, Examples
-from vireo.report.reading import ORDERS, EvaluationRecord, Failed, RunFolder
+from vireo.report.reading import ORDERS, EvaluationRecord, Failed, RunFolder, Slow
 from vireo.run_page import source_in_words
 from vireo.scores import EVALUATION
 from vireo.statistics import Confused, Interval
@@ -22,6 +22,8 @@ MOST_ROWS = 5000
 """Classes in the table; of more, those with the lowest accuracy."""
 MOST_FAILED = 200
 """Failed clips that are listed."""
+MOST_SLOW = 10
+"""Clips that are listed because reading them takes long."""
 MOST_DROPS = 12
 """Classes that are shown to lose most with frames in another order."""
 
@@ -101,17 +103,17 @@ def figures(one: EvaluationRecord) -> str:
     """The accuracies with their intervals."""
     count = len(one.labels)
     chance = 1 / count
-    cards = [
-        _figure("Top-1 accuracy", one.top1, one.interval, "Wilson", chance, first=True),
-        _figure(f"Top-{min(5, count)} accuracy", one.top5, one.top5_interval, "bootstrap", min(1.0, 5 * chance)),
-        _figure("Mean-class accuracy", one.mean_class, one.mean_interval, "bootstrap", chance),
-    ]
+    cards = [_figure("Top-1 accuracy", one.top1, one.interval, "Wilson", chance, first=True)]
+    if count > 5:  # of five classes every clip's is among the first five
+        cards.append(_figure("Top-5 accuracy", one.top5, one.top5_interval, "bootstrap", 5 * chance))
+    cards.append(_figure("Mean-class accuracy", one.mean_class, one.mean_interval, "bootstrap", chance))
     lost = f'<span class="tag bad">{one.failed:,} could not be read</span>' if one.failed else "none failed"
     split = one.facts.get("split")
+    classes = f"{count:,} class{'' if count == 1 else 'es'}"
     told = f"{one.scored:,} of {one.expected:,} clips of the {text(split) if split else '?'} part scored, {lost}."
     return (
         f'<div class="figures">{"".join(cards)}</div><p class="counted">{told} '
-        f'<span class="muted">The red mark is what guessing among {count:,} classes gives.</span></p>'
+        f'<span class="muted">The red mark is what guessing among {classes} gives.</span></p>'
     )
 
 
@@ -260,7 +262,7 @@ def classes(one: EvaluationRecord, number: int) -> str:
     return (
         f'<div class="tools"><label for="filter-{number}">Filter</label><input id="filter-{number}" type="search" '
         f'placeholder="part of a name" data-filter="table-{number}" autocomplete="off" spellcheck="false">'
-        f'<output for="filter-{number}">{len(rows):,} classes</output></div>'
+        f'<output for="filter-{number}">{len(rows):,} class{"" if len(rows) == 1 else "es"}</output></div>'
         f'<div class="scroll" tabindex="0" role="region" aria-label="Accuracy of each class">'
         f'<table class="classes" id="table-{number}"><thead><tr>{head}</tr></thead>'
         f"<tbody>{''.join(rows)}</tbody></table></div>{f'<p class=muted>{text(cut)}</p>' if cut else ''}"
@@ -292,6 +294,35 @@ def failed(rows: Sequence[Failed], where: str) -> str:
         '<table class="failed"><thead><tr><th scope="col">Clip</th><th scope="col">Why</th></tr></thead>'
         f"<tbody>{cells}</tbody></table></div>{left}"
     )
+
+
+def slowest(rows: Sequence[Slow]) -> str:
+    """Clips that took longest to read, beside the median of all."""
+    if not rows:
+        return ""
+    most = rows[0].seconds or 1.0
+    cells = "".join(
+        f'<tr><td>{text(row.path, 300)}</td><td>{name(row.label)}</td><td><span class="meter"><i style="width:'
+        f'{100 * min(1.0, row.seconds / most):.1f}%"></i></span><span>{seconds(row.seconds)}</span></td>'
+        f"<td>{'–' if math.isnan(row.times_median) else f'{row.times_median:,.1f} ×'}</td></tr>"
+        for row in rows[:MOST_SLOW]
+    )
+    medians = [row.seconds / row.times_median for row in rows[:1] if row.times_median > 0]
+    usual = f" The median of all clips is {seconds(medians[0])}." if medians else ""
+    return (
+        '<div class="scroll" tabindex="0" role="region" aria-label="Clips that took longest to read">'
+        '<table class="slowest"><thead><tr><th scope="col">Clip</th><th scope="col">Class</th>'
+        '<th scope="col">Time to read</th><th scope="col">Times the median</th></tr></thead>'
+        f'<tbody>{cells}</tbody></table></div><p class="muted">Decoding and cropping, on the clock of the process '
+        f"that did it.{usual} <code>vireo data optimize</code> writes videos so that they are read quickly.</p>"
+    )
+
+
+def seconds(number: float) -> str:
+    """A short time in words."""
+    if number >= 1:
+        return f"{number:,.1f} s"
+    return f"{1000 * number:.0f} ms" if number >= 0.01 else f"{1000 * number:.2g} ms"
 
 
 # --- where it comes from ------------------------------------------------------------------------------
