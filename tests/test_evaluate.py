@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -19,10 +20,11 @@ from vireo.config import ViewConfig
 from vireo.data.annotations import read_table
 from vireo.data.dataset import Batch, Failure
 from vireo.data.splits import split_table
+from vireo.data.table import ClipTable, StringColumn
 from vireo.devices import choose_device
 from vireo.errors import DataError, UsageError
 from vireo.evaluate import evaluate
-from vireo.evaluation import Scores, measure, write_evaluation
+from vireo.evaluation import Scores, find_slowest, measure, write_evaluation
 from vireo.model import create_model
 from vireo.scoring import choose_split, score_clips
 from vireo.statistics import bootstrap_mean
@@ -165,6 +167,35 @@ def test_files_hold_the_same_numbers(tmp_path) -> None:
     assert math.isnan(float(rows[6]["accuracy"]))
     assert files["confusion"].read_bytes().startswith(b"\x89PNG")
     assert "broken0.mp4,no video stream" in files["failed"].read_text()
+
+
+def test_the_slowest_clips_are_named(tmp_path) -> None:
+    labels = np.array([0, 1, 0, 1, 1])
+    paths = tuple(f"/d/{'ab'[label]}/\udcff{i}.mp4" for i, label in enumerate(labels))
+    nan = np.full(5, np.nan)
+    table = ClipTable(paths=StringColumn(paths), labels=labels, label_names=("a", "b"), starts=nan, ends=nan)
+    rows = torch.tensor([0, 1, 3, 4])  # the third could not be read
+    scores = Scores(
+        logits=torch.rand(4, 2),
+        labels=torch.from_numpy(labels)[rows],
+        indices=rows,
+        failures=(Failure(2, paths[2], "broken"),),
+        seconds=(0.1, 0.2, 1.5, 0.2),
+    )
+    slow = find_slowest(scores, table)
+    assert [(clip.path, clip.label) for clip in slow] == [(paths[i], "ab"[labels[i]]) for i in (3, 1, 4, 0)]
+    assert [clip.seconds for clip in slow] == [1.5, 0.2, 0.2, 0.1]
+    assert [clip.times_median for clip in slow] == pytest.approx([7.5, 1, 1, 0.5])
+    assert len(find_slowest(scores, table, most=2)) == 2
+    found = measure(scores, ("a", "b"), {"checkpoint": "x"})
+    file = write_evaluation(replace(found, slowest=slow), tmp_path)["slowest"]
+    lines = file.read_text(errors="surrogateescape").splitlines()
+    assert lines[:2] == ["path,label,seconds,times_median", f"{paths[3]},b,1.5,7.5"] and len(lines) == 5
+    assert "slowest" not in write_evaluation(found, tmp_path) and not file.exists()  # of an evaluation without times
+    untimed = replace(scores, seconds=())
+    assert find_slowest(untimed, table) == ()
+    with pytest.raises(ValueError, match="3 seconds of 4 clips"):
+        replace(scores, seconds=(1.0,) * 3)
 
 
 def test_unknown_device_is_a_usage_error() -> None:

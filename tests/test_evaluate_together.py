@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import multiprocessing
 import os
@@ -84,6 +85,10 @@ def test_two_processes_give_the_numbers_of_one(
         line = ["eval", str(checkpoint), "--data", str(clips), "--workers", "0", "--device", "cpu", "--out", str(out)]
         assert run([*line, "--max-failed", "5", *options], told, processes) == [0] * processes, told.read_text()
         found.append((json.loads((out / "evaluation.json").read_text()), read_scores(out)))
+        slow = list(csv.DictReader((out / "slowest.csv").open()))
+        assert sorted(Path(row["path"]).stem for row in slow) == list("0134678")  # all that could be read, once each
+        assert [float(row["seconds"]) for row in slow] == sorted((float(row["seconds"]) for row in slow), reverse=True)
+        assert all(Path(row["path"]).parent.name == row["label"] for row in slow)
     (one, own), (two, others) = found
     assert one.pop("processes") == 1 and two.pop("processes") == 2
     assert (two["expected"], two["scored"], two["failed"]) == (9, 7, 2)
@@ -122,10 +127,18 @@ def test_scores_of_processes_join_in_the_order_of_the_table() -> None:
     logits, labels = torch.rand(7, 3), torch.arange(7) % 3
     lost = Failure(7, "x.mp4", "broken")
     parts = [
-        Scores(logits=logits[r::2], labels=labels[r::2], indices=torch.arange(7)[r::2], failures=(lost,) * r, moved=r)
+        Scores(
+            logits=logits[r::2],
+            labels=labels[r::2],
+            indices=torch.arange(7)[r::2],
+            failures=(lost,) * r,
+            moved=r,
+            seconds=tuple(map(float, range(r, 7, 2))),
+        )
         for r in range(2)
     ]
     joined = join_scores(parts)
     assert torch.equal(joined.logits, logits) and torch.equal(joined.labels, labels)
     assert joined.indices.tolist() == list(range(7)) and joined.failures == (lost,)
     assert joined.moved == pytest.approx(3 / 7)
+    assert joined.seconds == (0, 1, 2, 3, 4, 5, 6)

@@ -25,7 +25,15 @@ from vireo.data.table import ClipTable
 from vireo.data.unlabelled import UnlabelledTest, read_unlabelled
 from vireo.distributed import Team, launch, make_fabric, peers_may_be_gone
 from vireo.errors import DataError, UsageError, VireoError, writing
-from vireo.evaluation import Evaluation, measure, print_evaluation, print_header, tabulate, write_evaluation
+from vireo.evaluation import (
+    Evaluation,
+    find_slowest,
+    measure,
+    print_evaluation,
+    print_header,
+    tabulate,
+    write_evaluation,
+)
 from vireo.files import write_failures, write_json
 from vireo.official_splits import SPLITS, SplitsResult, print_splits, read_splits, splits_of, write_splits
 from vireo.probe import frame_orders, probe_order
@@ -141,7 +149,8 @@ def evaluate_part(
         answers = [(name, scores.logits.argmax(1).numpy()) for (name, _), scores in zip(orders, others, strict=True)]
         own, truth = straight.logits.argmax(1).numpy(), straight.labels.numpy()
         found = replace(found, order=probe_order(own, answers, truth, checkpoint.labels, seed=config.seed))
-    return replace(found, clip_scores=tabulate(straight, table, model.config.modality))
+    slowest = find_slowest(straight, table)
+    return replace(found, clip_scores=tabulate(straight, table, model.config.modality), slowest=slowest)
 
 
 # --- test sets whose labels a server keeps ------------------------------------------------------------

@@ -51,7 +51,9 @@ from vireo.statistics import (
     wilson_interval,
 )
 
-ORDER = "order.csv"
+ORDER, SLOWEST = "order.csv", "slowest.csv"
+MOST_SLOWEST = 100
+"""Clips that slowest.csv names."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +66,7 @@ class Scores:
         indices: (M,) int64, rows of the clip table.
         failures: the clips that could not be read.
         moved: how far the frames lay from those wanted, mean, frames; 0 unless decoding is that of keyframes.
+        seconds: that reading each clip took; empty where that was not measured.
     """
 
     logits: Tensor
@@ -71,10 +74,13 @@ class Scores:
     indices: Tensor
     failures: tuple[Failure, ...]
     moved: float = 0.0
+    seconds: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         if not len(self.logits) == len(self.labels) == len(self.indices):
             raise ValueError("logits, labels and indices differ in length")
+        if len(self.seconds) not in (0, len(self.labels)):
+            raise ValueError(f"{len(self.seconds)} seconds of {len(self.labels)} clips")
 
     @property
     def expected(self) -> int:
@@ -87,12 +93,14 @@ def join_scores(parts: Iterable[Scores]) -> Scores:
     parts = list(parts)
     indices = torch.cat([part.indices for part in parts])
     order = indices.argsort()
+    seconds = [second for part in parts for second in part.seconds]
     return Scores(
         logits=torch.cat([part.logits for part in parts])[order],
         labels=torch.cat([part.labels for part in parts])[order],
         indices=indices[order],
         failures=tuple(sorted((failure for part in parts for failure in part.failures), key=lambda f: f.index)),
         moved=sum(part.moved * len(part.labels) for part in parts) / max(1, len(indices)),
+        seconds=tuple(seconds[i] for i in order.tolist()) if seconds else (),
     )
 
 
@@ -108,6 +116,16 @@ class ClassScore:
     def accuracy(self) -> float:
         """In [0, 1]; nan for a class without clips."""
         return self.correct / self.clips if self.clips else math.nan
+
+
+class Slow(NamedTuple):
+    """A clip that took long to read."""
+
+    path: str
+    label: str
+    seconds: float
+    times_median: float
+    """Its seconds over the median of all clips, which were read under the same load; nan where that is 0."""
 
 
 class Bootstrap(NamedTuple):
@@ -143,6 +161,7 @@ class Evaluation:
         order: what the order of frames is worth, where that was asked for.
         failures: clips that could not be read, with reasons.
         clip_scores: the scores of every clip, for `vireo fuse`.
+        slowest: the clips that reading took longest, the slowest first, where that was measured.
     """
 
     header: dict[str, Any]
@@ -158,6 +177,7 @@ class Evaluation:
     order: OrderProbe | None = None
     failures: tuple[Failure, ...] = ()
     clip_scores: ScoreTable | None = None
+    slowest: tuple[Slow, ...] = ()
 
     @property
     def shuffled(self) -> tuple[float, ...]:
@@ -256,6 +276,20 @@ def tabulate(scores: Scores, table: ClipTable, modality: str) -> ScoreTable:
     )
 
 
+def find_slowest(scores: Scores, table: ClipTable, *, most: int = MOST_SLOWEST) -> tuple[Slow, ...]:
+    """The clips that reading took longest, the slowest first; none where that was not measured."""
+    if not scores.seconds:
+        return ()
+    seconds = np.asarray(scores.seconds)
+    median = float(np.median(seconds))
+    found = []
+    for i in np.argsort(-seconds, kind="stable")[:most].tolist():
+        record = table.record(int(scores.indices[i]))
+        ratio = float(seconds[i]) / median if median else math.nan
+        found.append(Slow(record.path, table.label_names[record.label], float(seconds[i]), ratio))
+    return tuple(found)
+
+
 # --- what a person sees ---------------------------------------------------------------------------
 
 
@@ -332,7 +366,7 @@ def write_evaluation(evaluation: Evaluation, out: Path) -> dict[str, Path]:
     """Write an evaluation's files to a folder; those of an earlier one that this one lacks go.
 
     ``evaluation.json``, ``per_class.csv``, ``confusion.png``, ``scores.csv``, with pyarrow ``scores.parquet``, after an
-    order probe ``order.csv``, and ``failed.csv`` if clips failed.
+    order probe ``order.csv``, ``slowest.csv`` where reading was timed, and ``failed.csv`` if clips failed.
 
     Raises:
         StorageError: one can't be written.
@@ -356,10 +390,23 @@ def write_evaluation(evaluation: Evaluation, out: Path) -> dict[str, Path]:
             files["parquet"] = write_parquet(out / PARQUET, evaluation.clip_scores)
     if evaluation.order:
         files["order"] = write_probe(out / ORDER, evaluation.order)
+    if evaluation.slowest:
+        files["slowest"] = _write_slowest(out / SLOWEST, evaluation.slowest)
     failed = write_failures(out / "failed.csv", [(f.path, f.reason) for f in evaluation.failures])
     if evaluation.failures:
         files["failed"] = failed
-    for stale in {out / name for name in (SCORES, PARQUET, ORDER)} - set(files.values()):
+    for stale in {out / name for name in (SCORES, PARQUET, ORDER, SLOWEST)} - set(files.values()):
         with writing(stale):
             stale.unlink(missing_ok=True)
     return files
+
+
+def _write_slowest(path: Path, slowest: Iterable[Slow]) -> Path:
+    # Not in evaluation.json: what that says of the same clips is the same from run to run.
+    with replacing(path) as file:
+        writer = csv.writer(file)
+        writer.writerow(Slow._fields)
+        for clip in slowest:
+            ratio = "" if math.isnan(clip.times_median) else f"{clip.times_median:.3g}"
+            writer.writerow([clip.path, clip.label, f"{clip.seconds:.4g}", ratio])
+    return path

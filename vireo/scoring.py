@@ -233,7 +233,7 @@ def score_clips(
     model.eval()
     logits: list[list[Tensor]] = [[torch.empty(0, num_classes)] for _ in frame_orders]
     empty = torch.empty(0, dtype=torch.int64)
-    labels, indices, failures, moved = [empty], [empty], list[Failure](), 0.0
+    labels, indices, failures, moved, seconds = [empty], [empty], list[Failure](), 0.0, list[float]()
     try:
         with torch.inference_mode(), precision():
             for batch in batches:
@@ -241,6 +241,7 @@ def score_clips(
                 note(batch.failures)
                 if len(batch.labels):
                     moved += batch.moved * len(batch.labels)
+                    seconds += batch.seconds
                     labels.append(batch.labels)
                     indices.append(batch.indices)
                     clips = batch.clips if many is None else apart(batch.clips, many.pictures)
@@ -265,6 +266,7 @@ def score_clips(
             indices=torch.cat(indices),
             failures=tuple(failures),
             moved=moved / max(1, sum(map(len, labels))),
+            seconds=tuple(seconds),
         )
         for found in logits
     )

@@ -7,6 +7,7 @@ with the batch; it is never replaced by another. `vireo.data.loader` makes the b
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -42,6 +43,8 @@ class Sample(NamedTuple):
     """Its row in the table."""
     moved: float = 0.0
     """How far its frames lie from those wanted, mean over T, frames; 0 unless decoding is that of keyframes."""
+    seconds: float = 0.0
+    """That reading it took."""
 
 
 class Batch(NamedTuple):
@@ -56,6 +59,8 @@ class Batch(NamedTuple):
     failures: tuple[Failure, ...]
     moved: float = 0.0
     """Mean of the samples' `moved`."""
+    seconds: tuple[float, ...] = ()
+    """(N,) the samples' `seconds`; empty where they were not read by a loader."""
 
 
 class ClipDataset(Dataset[Sample | Failure]):
@@ -131,6 +136,7 @@ class ClipDataset(Dataset[Sample | Failure]):
 
     def __getitem__(self, key: tuple[int, int]) -> Sample | Failure:
         epoch, index = key
+        began = time.perf_counter()
         record = self.table.record(index)
         # Two streams: the plan may be asked twice, which must not shift what the transform draws.
         seeds, augment = (self.seed, epoch, index), self.augment
@@ -152,10 +158,11 @@ class ClipDataset(Dataset[Sample | Failure]):
             return Failure(index, record.path, found)
         frames, moved = found
         if augment is None:
-            return Sample(self._look(frames, places), record.label, index, moved)
+            clip = self._look(frames, places)
+            return Sample(clip, record.label, index, moved, time.perf_counter() - began)
         rng, flow = np.random.default_rng((*seeds, 1)), self.flow_fields > 0
         clip, label = train_transform(frames, self.view, augment, rng, self.flips, record.label, flow=flow)
-        return Sample(clip, label, index, moved)
+        return Sample(clip, label, index, moved, time.perf_counter() - began)
 
     def _look(self, frames: Tensor, places: Indices) -> Tensor:
         """All views of all clips, one after the other, (clips · V · T, C, S, S)."""
@@ -195,7 +202,7 @@ class BatchBuilder:
 
     def __init__(self, count: int, *, pinned: bool = False) -> None:
         self._clips: Tensor | None = None  # (count, T, S, S, C)
-        self._items: list[tuple[int, int, float] | Failure | None] = [None] * count
+        self._items: list[tuple[int, int, float, float] | Failure | None] = [None] * count
         self._pinned = pinned
         self.missing = count
 
@@ -204,11 +211,13 @@ class BatchBuilder:
         if isinstance(item, Failure):
             self._items[place] = item
         else:
-            self.put_clip(place, item.clip.permute(0, 2, 3, 1), item.label, item.index, item.moved)
+            self.put_clip(place, item.clip.permute(0, 2, 3, 1), item.label, item.index, item.moved, item.seconds)
             return
         self.missing -= 1
 
-    def put_clip(self, place: int, clip: Tensor, label: int, index: int, moved: float) -> None:
+    def put_clip(
+        self, place: int, clip: Tensor, label: int, index: int, moved: float = 0.0, seconds: float = 0.0
+    ) -> None:
         """Set one of the batch's items, the clip given as (T, S, S, C) uint8."""
         if self._clips is None:
             # In the clips' own memory order, so that folding time gives channels last for free.
@@ -216,7 +225,7 @@ class BatchBuilder:
         if clip.shape != self._clips.shape[1:]:
             raise ValueError(f"clips of {tuple(clip.shape)} and {tuple(self._clips.shape[1:])} in one batch")
         self._clips[place] = clip
-        self._items[place] = label, index, moved
+        self._items[place] = label, index, moved, seconds
         self.missing -= 1
 
     def batch(self) -> Batch:
@@ -229,10 +238,11 @@ class BatchBuilder:
             clips = (self._clips if whole else self._clips[[place for place, *_ in good]]).permute(0, 1, 4, 2, 3)
         return Batch(
             clips,
-            torch.tensor([label for _, label, _, _ in good], dtype=torch.int64),
-            torch.tensor([index for _, _, index, _ in good], dtype=torch.int64),
+            torch.tensor([label for _, label, *_ in good], dtype=torch.int64),
+            torch.tensor([index for _, _, index, *_ in good], dtype=torch.int64),
             tuple(item for item in self._items if isinstance(item, Failure)),
-            sum(moved for *_, moved in good) / max(1, len(good)),
+            sum(moved for *_, moved, _ in good) / max(1, len(good)),
+            tuple(seconds for *_, seconds in good),
         )
 
 

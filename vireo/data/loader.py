@@ -195,7 +195,8 @@ class _Crew:
             if isinstance(answer, _Loaded):
                 clip = answer.clip
                 self.reading += answer.seconds
-                order.builder.put_clip(order.place, self._slot(slot, clip), answer.label, answer.index, answer.moved)
+                facts = answer.label, answer.index, answer.moved, answer.seconds
+                order.builder.put_clip(order.place, self._slot(slot, clip), *facts)
             elif isinstance(answer, Failure):
                 order.builder.put(order.place, answer)
             elif order.crash:
