@@ -6,6 +6,7 @@ import dataclasses
 import importlib
 import inspect
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -67,7 +68,15 @@ class Result:
 
 
 @pytest.fixture
-def trained(monkeypatch: pytest.MonkeyPatch) -> Calls:
+def data(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The current folder holds empty ones called d and clips."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("d", "clips"):
+        (tmp_path / name).mkdir()
+
+
+@pytest.fixture
+def trained(monkeypatch: pytest.MonkeyPatch, data: None) -> Calls:
     return stand_in(monkeypatch, "vireo.train", "train", Result())
 
 
@@ -142,6 +151,8 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_train_takes_every_field(trained: Calls) -> None:
+    Path("runs/x").mkdir(parents=True)
+    Path("runs/x/resume.safetensors").touch()
     line = (
         "train --data clips --out runs/x --temporal tsm --backbone resnet18 --num-frames 4 --scales 1,0.875 "
         "--lr_steps [0.5] --temporal-options.stages 4,5 --pretrained false --resume --no-compile --workers -1 "
@@ -205,7 +216,7 @@ def test_a_run_s_own_config_is_accepted(trained: Calls, tmp_path: Path) -> None:
     assert config_of(trained) == config == from_dict(TrainConfig, yaml.safe_load(file.read_text(encoding="utf-8")))
 
 
-@pytest.mark.usefixtures("checkpoints")
+@pytest.mark.usefixtures("checkpoints", "data")
 def test_eval_and_predict_hand_their_options_on(monkeypatch: pytest.MonkeyPatch) -> None:
     evaluated = stand_in(monkeypatch, "vireo.evaluate", "evaluate_command")
     assert cli.main(["eval", "c.safetensors", "--data", "d", "--shuffle-frames", "10", "--json"]) == 0
@@ -353,6 +364,7 @@ def test_debug_shows_the_traceback(
     assert shown.endswith("error: bad\n")
 
 
+@pytest.mark.usefixtures("data")
 def test_train_interrupted_exits_130(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     stand_in(monkeypatch, "vireo.train", "train", Result(interrupted=True))
     assert cli.main(["train", "--data", "d", "--out", "o", "--json"]) == 130
@@ -372,6 +384,57 @@ def test_bytes_that_are_no_text_in_a_file_name() -> None:
     assert done.returncode == 2
     assert b"unexpected argument" in done.stderr
     assert b"Traceback" not in done.stderr
+
+
+WRONG_PATHS = [
+    ("train --data nowhere --out o", "nowhere does not exist; give a folder with one subfolder per class, a CSV, or"),
+    ("train --data ucf101:nowhere --out o", "error: nowhere does not exist"),
+    ("train --data d --out full", "full is not empty (notes.txt, ...); choose another --out"),
+    ("train --data d --out full/notes.txt", "full/notes.txt is a file; choose another --out"),
+    ("train --data d --out run", "run holds a run already; go on with --resume"),
+    ("train --data d --out o --resume", "o has no resume.safetensors to go on from"),
+    ("train --data d --out o --init nowhere.safetensors", "nowhere.safetensors does not exist"),
+    ("train --data d --out o --teacher nowhere.safetensors", "nowhere.safetensors does not exist"),
+    ("train --data d --out o --recipe tsm-ssv1", "Unknown recipe 'tsm-ssv1'. Did you mean"),
+    ("train --data d --out o --learning-rate 1", "unknown option --learning-rate"),
+    ("train --data nowhere --out o --seeds 0,1", "nowhere does not exist"),
+    ("eval run/best.safetensors --data nowhere", "nowhere does not exist"),
+    ("fuse run/best.safetensors run/best.safetensors --data d --flow-data list:nowhere", "nowhere does not exist"),
+    ("compare run run --data nowhere", "nowhere does not exist"),
+    ("embed run/best.safetensors --data nowhere", "nowhere does not exist"),
+    ("data check nowhere", "nowhere does not exist"),
+    ("data optimize nowhere --out o", "nowhere does not exist"),
+    ("flow nowhere --out o", "nowhere does not exist"),
+]
+
+
+@pytest.mark.usefixtures("data")
+def test_a_wrong_path_is_found_before_anything_heavy_is_imported(tmp_path: Path) -> None:
+    for name in ("full/notes.txt", "run/best.safetensors"):
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).touch()
+    code = (
+        "import sys; from vireo.cli import main\n"
+        "for line in sys.stdin.read().splitlines(): print(main(line.split()), file=sys.stderr)\n"
+        "print(*sys.modules)"
+    )
+    lines = "\n".join(line for line, _ in WRONG_PATHS)
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, input=lines, capture_output=True, text=True, timeout=60, check=True)
+    told = re.findall(r"(.*?)\n2$", done.stderr, re.DOTALL | re.MULTILINE)  # each ends with its exit code
+    assert len(told) == len(WRONG_PATHS), done.stderr
+    for (line, says), shown in zip(WRONG_PATHS, told, strict=True):
+        assert says in shown, line
+    assert not HEAVY & set(done.stdout.split())
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["clips", "d", "full", "run"]
+
+
+@pytest.mark.usefixtures("data")
+def test_data_that_is_there_is_no_wrong_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "a:b").touch()
+    for name in ("d", "list:d", "a:b", "ucf101-split2:clips", "csv:~/d", str(tmp_path / "d")):
+        cli.existing_data(name)
 
 
 # --- models -----------------------------------------------------------------------------------------
@@ -405,10 +468,10 @@ def test_make_order_interrupted_says_how_to_go_on(
 
     made = vireo.data.order._make_scene
 
-    def interrupted(*args: Any) -> Any:
+    def interrupted(*args: Any, **options: Any) -> Any:
         if list((tmp_path / "set").rglob("*.mp4")):
             raise KeyboardInterrupt
-        return made(*args)
+        return made(*args, **options)
 
     line = ["data", "make", "order", str(tmp_path / "set"), "--clips=6", "--size=32", "--pairs=push", "--workers=0"]
     with monkeypatch.context() as patch:

@@ -186,8 +186,10 @@ def test_a_recipe_keeps_its_view_when_it_starts_from_a_checkpoint() -> None:
 
 
 @pytest.fixture
-def trained(monkeypatch: pytest.MonkeyPatch) -> list[TrainConfig]:
-    """What `vireo train` was about to train."""
+def trained(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[TrainConfig]:
+    """What `vireo train` was about to train; the data d is there."""
+    monkeypatch.chdir(tmp_path)
+    Path("d").mkdir()
     seen: list[TrainConfig] = []
 
     def stand_in(config: TrainConfig, **_: Any) -> Any:
@@ -230,6 +232,8 @@ def test_file_over_recipe_and_options_over_both(trained: list[TrainConfig], tmp_
 
 def test_a_run_s_own_config_keeps_its_recipe(trained: list[TrainConfig], tmp_path: Path) -> None:
     config = configure("modern", data="d", out="o", lr=0.5, pretrained=False)
+    Path("o").mkdir()
+    Path("o/resume.safetensors").touch()
     file = tmp_path / "config.yaml"
     file.write_text(yaml.safe_dump(to_dict(config)), encoding="utf-8")
     assert cli.main(["train", "--config", str(file), "--resume"]) == 0

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json as jsonlib
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -174,6 +175,7 @@ def check_data(
         vireo data check clips/
         vireo data check ssv2:/data/ssv2 --out ssv2.check --workers 16
     """
+    existing_data(data)
     from vireo.data.doctor import check_command
 
     return check_command(data, out, workers=workers, timeout=timeout, num_frames=num_frames, json=json)
@@ -209,6 +211,7 @@ def optimize_data(
         vireo data optimize clips/ --out clips-fast
         vireo data optimize kinetics400:/data/k400 --out /fast/k400 --short-side 256 --gop 12
     """
+    existing_data(data)
     from vireo.data.optimize import optimize_command
 
     return optimize_command(
@@ -246,6 +249,7 @@ def flow(
         vireo flow ucf101:/data/ucf101 --out /data/ucf101-flow --method dis --workers 16
         vireo train --data clips-flow/flow.csv --modality flow --out runs/flow
     """
+    existing_data(data)
     from vireo.data.extract import flow_command
 
     return flow_command(
@@ -275,10 +279,18 @@ def train(config: TrainConfig, *, seeds: tuple[int, ...] = (), json: bool = Fals
         vireo train --recipe teinet-ssv1-8f --data ssv1:data/ssv1 --out runs/teinet --batch-size 32
         vireo train --data clips/ --out runs/three --seeds 0,1,2
     """
+    from vireo.run_files import check_folder
+
+    existing_data(config.data)
+    if config.init and not config.resume:
+        existing(Path(config.init))
+    if config.teacher:
+        existing(Path(config.teacher))
     if seeds:
         from vireo.sweep import train_seeds_command
 
         return train_seeds_command(config, seeds, json=json)
+    check_folder(Path(config.out), resume=config.resume)
     from vireo.train import train
 
     result = train(config, console=Console(stderr=json))
@@ -394,6 +406,8 @@ def evaluate(
     """
     for path in checkpoints:
         existing(path)
+    if "{}" not in data:
+        existing_data(data)
     from vireo.evaluate import evaluate_command
 
     return evaluate_command(
@@ -472,6 +486,8 @@ def fuse(
     """
     for path in scores:
         existing(path)
+    for clips in filter(None, (data, flow_data)):
+        existing_data(clips)
     from vireo.fuse import fuse_command
 
     return fuse_command(
@@ -527,6 +543,8 @@ def compare(
     """
     for path in (a, b):
         existing(path)
+    if data:
+        existing_data(data)
     from vireo.compare import compare_command
 
     return compare_command(
@@ -615,6 +633,7 @@ def embed(
         vireo embed runs/gestures/best.safetensors --data clips/ --map tsne --labels wave,clap
     """
     existing(checkpoint)
+    existing_data(data)
     from vireo.embed import embed_command
 
     return embed_command(
@@ -1156,6 +1175,17 @@ def existing(path: Path) -> None:
     """
     if not path.exists():
         raise UsageError(f"{path} does not exist")
+
+
+def existing_data(data: str) -> None:
+    """Likewise for clips, given as PATH or FORMAT:PATH. Which formats there are is known to what is heavy.
+
+    Raises:
+        UsageError: the path is not there.
+    """
+    path = data if os.path.lexists(data) else os.path.expanduser(re.sub(r"^[A-Za-z][\w.-]+:", "", data))
+    if data and not os.path.exists(path):
+        raise UsageError(f"{path} does not exist; give a folder with one subfolder per class, a CSV, or FORMAT:PATH")
 
 
 def say(message: str, style: str = "") -> None:

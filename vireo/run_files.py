@@ -28,7 +28,12 @@ from vireo.errors import DataError, UsageError
 from vireo.files import read_bounded
 
 CONFIG, METRICS, CLIPS = "config.yaml", "metrics.csv", "clips.csv"
-CHECKPOINTS = ("last.safetensors", "best.safetensors", "resume.safetensors")
+LABELS = "labels.txt"
+"""The classes in the classifier's order, one per line; checked whenever the run goes on."""
+WRITTEN = (CONFIG, LABELS, CLIPS, METRICS, "failed.csv", "README.md", "curves.png", "environment.txt")
+"""What a run writes beside its checkpoints."""
+BEST, LAST, RESUME = "best.safetensors", "last.safetensors", "resume.safetensors"
+CHECKPOINTS = (LAST, BEST, RESUME)
 """Files that state of which list of clips a run is, newest first."""
 MOST_BYTES = {CONFIG: 1 << 18, METRICS: 1 << 24, CLIPS: 1 << 26}
 """Largest files that are read: settings, 100 000 epochs, half a million clips."""
@@ -112,6 +117,33 @@ class RunRecord:
     def state(self) -> str:
         """finished, unfinished or broken."""
         return "broken" if self.fault else "finished" if self.finished else "unfinished"
+
+
+def check_folder(out: Path, *, resume: bool) -> None:
+    """Check that a run may write in a folder, which need not be there.
+
+    Raises:
+        UsageError: it holds a run and `resume` is off, `resume` is on and it holds none, or it holds
+            files that no run wrote.
+    """
+    if resume and not (out / RESUME).exists():
+        raise UsageError(f"{out} has no {RESUME} to go on from; start without --resume")
+    if resume or not out.exists():
+        return
+    if any((out / name).exists() for name in CHECKPOINTS):
+        raise UsageError(f"{out} holds a run already; go on with --resume, or choose another --out")
+    if not out.is_dir():
+        raise UsageError(f"{out} is a file; choose another --out")
+    found = {path.name for path in out.iterdir()} - {path.name for path in leftovers(out)}
+    # A run that ended before its first save; the folder of the log is made before all else.
+    begun = {*WRITTEN, "tensorboard"}
+    if found and not (found <= begun and "tensorboard" in found):
+        raise UsageError(f"{out} is not empty ({min(found)}, ...); choose another --out")
+
+
+def leftovers(out: Path) -> list[Path]:
+    """Files half written by a run that was killed; they have the names of no others."""
+    return [path for name in (*CHECKPOINTS, *WRITTEN) for path in out.glob(f".{name}.*") if path.is_file()]
 
 
 def find_runs(folders: Sequence[Path]) -> list[Path]:

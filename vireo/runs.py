@@ -26,16 +26,8 @@ from vireo.data.table import ClipTable
 from vireo.errors import CheckpointError, UsageError, writing
 from vireo.files import replacing
 from vireo.model import Recognizer
+from vireo.run_files import LAST, check_folder, leftovers
 from vireo.run_files import read_metrics as read_metrics  # here, too, for whoever looks for it
-
-BEST, LAST, RESUME = "best.safetensors", "last.safetensors", "resume.safetensors"
-LABELS = "labels.txt"
-"""The classes in the classifier's order, one per line; checked whenever the run goes on."""
-WRITTEN = (
-    *("config.yaml", LABELS, "clips.csv", "metrics.csv", "failed.csv"),
-    *("README.md", "curves.png", "environment.txt"),
-)
-"""What a run writes beside its checkpoints."""
 
 
 @dataclass(kw_only=True)
@@ -90,27 +82,11 @@ def claim_folder(out: Path, *, resume: bool) -> None:
             files that no run wrote.
         StorageError: it cannot be made.
     """
-    has_run = any((out / name).exists() for name in (RESUME, LAST, BEST))
-    if resume and not (out / RESUME).exists():
-        raise UsageError(f"{out} has no {RESUME} to go on from; start without --resume")
-    if has_run and not resume:
-        raise UsageError(f"{out} holds a run already; go on with --resume, or choose another --out")
-    if out.exists() and not resume:
-        found = {path.name for path in out.iterdir()} if out.is_dir() else {out.name}
-        found -= {path.name for path in leftovers(out)}
-        # A run that ended before its first save; the folder of the log is made before all else.
-        begun = {*WRITTEN, "tensorboard"}
-        if found and not (found <= begun and "tensorboard" in found):
-            raise UsageError(f"{out} is not empty ({sorted(found)[0]}, ...); choose another --out")
+    check_folder(out, resume=resume)
     with writing(out):
         out.mkdir(parents=True, exist_ok=True)
         for path in leftovers(out):
             path.unlink(missing_ok=True)
-
-
-def leftovers(out: Path) -> list[Path]:
-    """Files half written by a run that was killed; they have the names of no others."""
-    return [path for name in (BEST, LAST, RESUME, *WRITTEN) for path in out.glob(f".{name}.*") if path.is_file()]
 
 
 def describe_run(

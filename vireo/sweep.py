@@ -25,9 +25,9 @@ from vireo.data.annotations import read_table
 from vireo.errors import TrainingError, UsageError, VireoError, writing
 from vireo.files import replacing
 from vireo.plots import comparison_png, write_png
-from vireo.run_files import CONFIG, RunRecord, Spread, read_run, read_settings, spread
+from vireo.run_files import BEST, CONFIG, LAST, RESUME, RunRecord, Spread, read_run, read_settings, spread
 from vireo.run_page import CURVES, PAGE, code, may_replace, write_page
-from vireo.runs import BEST, LAST, RESUME, begun_with, check_settings, write_config
+from vireo.runs import begun_with, check_settings, write_config
 from vireo.train import settings_of, train
 
 SUMMARY = "seeds.json"

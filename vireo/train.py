@@ -66,12 +66,9 @@ from vireo.pace import Pace, verdict
 from vireo.progress import console_beside, make_progress
 from vireo.provenance import describe_source, write_environment
 from vireo.recompute import recompute_blocks
+from vireo.run_files import BEST, LABELS, LAST, RESUME
 from vireo.run_page import ENVIRONMENT, RunFacts, RunPage
 from vireo.runs import (
-    BEST,
-    LABELS,
-    LAST,
-    RESUME,
     MetricsLog,
     Place,
     begun_with,
