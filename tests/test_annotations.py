@@ -193,7 +193,7 @@ def test_a_folder_per_class(tmp_path: Path) -> None:
     ]  # fmt: skip
     assert table.labels.tolist() == [0, 0, 0, 0, 1, 1, 1, 2]
     assert table.splits is None and np.isnan(table.starts).all() and np.isnan(table.ends).all()
-    assert len(table.notes) == 1 and "ignored 1 files that are not videos (1 × .txt)" in table.notes[0]
+    assert len(table.notes) == 1 and "ignored 1 file that is no video (1 × .txt)" in table.notes[0]
     assert read_table(str(tmp_path)).digest() == table.digest()
 
 
@@ -244,7 +244,7 @@ def test_folders_that_cannot_be_used(tmp_path: Path) -> None:
     assert "does not exist" in refusal(tmp_path / "missing")
     assert "no subfolders" in refusal(tmp_path)
     (tmp_path / "loose.mp4").touch()
-    assert "1 videos lie directly" in refusal(tmp_path)
+    assert "1 video lies directly" in refusal(tmp_path)
     assert "is a video" in refusal(tmp_path / "loose.mp4")
     (tmp_path / "a").mkdir()
     (tmp_path / "b").mkdir()
@@ -257,6 +257,51 @@ def test_folders_that_cannot_be_used(tmp_path: Path) -> None:
     (tmp_path / "b").rmdir()
     assert "one class only, 'a'" in refusal(tmp_path)
     assert len(read_table(tmp_path, label_names=["z", "a"])) == 2
+
+
+def test_videos_beside_the_class_folders_are_named(tmp_path: Path) -> None:
+    make_folders(tmp_path, {"a": 1, "b": 1})
+    assert read_table(tmp_path).notes == ()
+    (tmp_path / "stray.mp4").touch()
+    (tmp_path / "notes.txt").touch()
+    (tmp_path / ".hidden.mp4").touch()
+    table = read_table(tmp_path)
+    assert len(table) == 2
+    assert table.notes == (f"{tmp_path}: 1 video lies beside the class folders and is left out: 'stray.mp4'",)
+    for i in range(12):
+        (tmp_path / f"{i}.mp4").touch()
+    (note,) = read_table(tmp_path).notes
+    assert "13 videos lie beside the class folders and are left out: '0.mp4', '1.mp4'" in note
+    assert note.endswith("'9.mp4' and 3 more")
+
+
+def test_videos_beside_the_class_folders_of_a_split_are_named(tmp_path: Path) -> None:
+    make_folders(tmp_path / "train", {"a": 1, "b": 1})
+    make_folders(tmp_path / "val", {"a": 1, "b": 1})
+    (tmp_path / "val" / "stray.mp4").touch()
+    table = read_table(tmp_path)
+    assert len(table) == 4 and table.notes[0].endswith("is left out: 'val/stray.mp4'")
+
+
+def test_two_lists_in_a_folder_without_classes_are_named(tmp_path: Path) -> None:
+    for name in ("old", "new"):
+        (tmp_path / f"{name}.csv").write_text("path,label\na.mp4,x\nb.mp4,y\n")
+    assert "It holds 2 lists, 'new.csv', 'old.csv': give one of them." in refusal(tmp_path)
+
+
+def test_a_table_knows_what_stands_before_the_paths_that_its_list_gives(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_folders(tmp_path / "clips", {"a": 1, "b": 1})
+    assert read_table(tmp_path / "clips").base == str(tmp_path / "clips")
+    (tmp_path / "d.csv").write_text("path,label\nclips/a/0.mp4,x\nclips/b/0.mp4,y\n")
+    assert read_table(tmp_path / "d.csv").base == str(tmp_path)
+    absolute = "".join(f"{tmp_path}/clips/{label}/0.mp4,{label}\n" for label in "ab")
+    (tmp_path / "d.csv").write_text(f"path,label\n{absolute}")
+    table = read_table(tmp_path / "d.csv")
+    assert table.base == "" and table.select([1]).base == ""
+    monkeypatch.chdir(tmp_path)
+    assert read_table("clips").base == "clips"
 
 
 def test_links_in_a_circle_and_folders_named_like_videos_cost_themselves_alone(tmp_path: Path) -> None:
@@ -386,7 +431,7 @@ def test_rows_that_repeat_an_earlier_one_are_left_out(tmp_path: Path) -> None:
     text = "path,label,start,end\na.mp4,x,,2\na.mp4,x,2,\n./a.mp4,x,0,2.0\nb.mp4,y,,\n"
     table = read_table(make_csv(tmp_path, text))
     assert [table.record(i).start for i in range(3)] == [None, 2, None] and len(table) == 3
-    assert "left out 1 rows that repeat an earlier one (line 4)" in table.notes[-1]
+    assert "left out 1 row that repeats an earlier one (line 4)" in table.notes[-1]
 
 
 def test_repeated_rows_are_those_a_dictionary_finds() -> None:
@@ -474,14 +519,28 @@ def test_columns_in_any_order_and_separator(tmp_path: Path, separator: str) -> N
         ("path,label\n", ["lists no clips"]),
         ("a.mp4,x\nb.mp4,y\n", ["no header", "path,label"]),
         ("path,lable\na.mp4,x\n", ["unknown column 'lable'", "Did you mean 'label'"]),
-        ("path,label,fold,begin\na.mp4,x,1,2\n", ["unknown columns 'fold', 'begin'", "known: path, label, split"]),
+        (
+            "path,label,fold,begin\na.mp4,x,1,2\n",
+            [
+                "unknown columns 'fold', 'begin'",
+                "known: path, label, split",
+                "'start' for 'begin'? Rename or remove 'fold'.",
+            ],
+        ),
+        (
+            "filename,class,note\na.mp4,x,\n",
+            [
+                "unknown columns 'filename', 'class', 'note'; known: path, label, split, group, start, end, frames.",
+                "Did you mean 'path' for 'filename'? Did you mean 'label' for 'class'? Rename or remove 'note'.",
+            ],
+        ),
         ("path,split\na.mp4,train\n", ["'label' is missing"]),
         ("path,label,label\na.mp4,x,y\n", ["twice"]),
         ("path,label\na.mp4,x\n,y\n", ["line 3", "path is empty"]),
         ("path,label\na.mp4,x\na.mp4, \n", ["line 3", "label is empty"]),
         ("path,label\na.mp4,x\nb, c.mp4,y\n", ["line 3", "3 values for 2 columns"]),
         ('path,label\na.mp4,x\nb.mp4,"y\nz"\n', ["line 4", "label is 'y\\nz'; a label is one line"]),
-        ("path,label\na.mp4,x\na.mp4\n", ["line 3", "1 values for 2 columns"]),
+        ("path,label\na.mp4,x\na.mp4\n", ["line 3", "1 value for 2 columns"]),
         ("path,label,start,end\na.mp4,x,one,2\n", ["line 2", "start is 'one'"]),
         ("path,label,start,end\na.mp4,x,-1,2\n", ["line 2", "start is '-1'", "0 or more"]),
         ("path,label,start,end\na.mp4,x,0,inf\n", ["line 2", "end is 'inf'"]),
@@ -489,7 +548,7 @@ def test_columns_in_any_order_and_separator(tmp_path: Path, separator: str) -> N
         ("path,label,start,end\na.mp4,x,3,2\na.mp4,x,2,2\n", ["line 2", "end (2) is not after start (3)", "line 3"]),
         ("path,label,end\na.mp4,x,0\n", ["line 2", "end (0)"]),
         ("path,label,split\na.mp4,x,trian\n", ["line 2", "'trian'", "did you mean 'train'"]),
-        ("path,label,split\na.mp4,x,\n", ["line 2", "unknown split ''"]),
+        ("path,label,split\na.mp4,x,\n", ["line 2: split is empty; write train, val or test"]),
         ("path,label\na.mp4,x\n", ["one class only, 'x'"]),
         ("path,label\nb.mp4,x\nc.mp4,y\n", ["b.mp4 does not exist", "relative to the CSV's folder"]),
         ('path,label\n"a.mp4,x\n', ["line 2: a quote", "opens here and is not closed"]),

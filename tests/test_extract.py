@@ -505,9 +505,7 @@ def test_the_number_of_processes_changes_nothing(tmp_path: Path) -> None:
 
 def test_where_nothing_can_be_read_the_first_reason_is_shown(tmp_path: Path) -> None:
     (tmp_path / "a.mp4").write_bytes(b"no video")
-    with pytest.raises(
-        DataError, match=r"none of the 1 clips could be read; .*failed\.csv says why.*a\.mp4: not a video"
-    ):
+    with pytest.raises(DataError, match=r"no clip of 1 could be read; .*failed\.csv says why.*a\.mp4: not a video"):
         run(table_of(tmp_path / "a.mp4"), tmp_path / "flow")
     assert (tmp_path / "flow" / "failed.csv").exists() and not (tmp_path / "flow" / "flow.csv").exists()
 
@@ -532,7 +530,7 @@ def test_the_command_says_what_it_cost(tmp_path: Path, capsys: pytest.CaptureFix
     (data / "left" / "bad.mp4").write_bytes(b"no video")
     assert flow_command(str(data), tmp_path / "flow", method="dis", short_side=0, workers=0) == 0
     printed = capsys.readouterr().out
-    assert "flow of 4 clips by dis" in printed and "12 fields on disk" in printed and "1 clips could not be" in printed
+    assert "flow of 4 clips by dis" in printed and "12 fields on disk" in printed and "1 clip could not be" in printed
     assert f"vireo train --modality flow --data {tmp_path}/flow/flow.csv" in printed
     again = flow_command(str(data), tmp_path / "flow", method="dis", short_side=0, workers=0, json=True)
     found = json.loads(capsys.readouterr().out)

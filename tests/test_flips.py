@@ -179,6 +179,19 @@ def test_the_lines_name_the_pairs_and_count_the_rest() -> None:
     assert pairs[-1] == "  and 4 more pairs" and "'left and out'" in alone
 
 
+def test_the_lines_say_that_a_label_is_there_in_two_spellings() -> None:
+    first, _, alone, why = flip_rule(["left", "Left", "right", "clockwise", "anticlockwise"]).lines()
+    assert "on" in first and "not mirrored" in alone
+    assert why == (
+        "  one label in two spellings, so that no mirror image is sure: 'left' and 'Left'; give both one name"
+    )
+    first, why = flip_rule(["left", "Left", "right"]).lines()
+    assert "is off" in first and "'left' and 'Left'" in why
+    names = [f"{spelt} {i}" for i in range(5) for spelt in ("turn left", "Turn_Left", "turn right")]
+    assert "'turn left 2' and 'Turn_Left 2' and 2 more; give" in flip_rule(names).lines()[-1]
+    assert not any("spelling" in line for line in flip_rule(["Wave", "wave", "left", "right", "clockwise"]).lines())
+
+
 def test_the_order_of_scores_needs_a_mirror_image_of_every_label() -> None:
     assert flip_rule(["left", "up", "right"]).score_order() == (2, 1, 0)
     assert flip_rule(["left", "up"]).score_order() is None

@@ -395,9 +395,13 @@ def test_a_folder_per_class_holds_folders_and_arrays(tmp_path: Path) -> None:
     found = [Path(path).relative_to(root).as_posix() for path in table.paths]
     assert found == ["left/day2/left_10", "left/left_0", "left/left_1.npy", "right/right_0", "right/right_1.npy"]
     assert table.labels.tolist() == [0, 0, 0, 1, 1] and table.label_names == ("left", "right")
-    assert table.notes == (f"{root}: ignored 1 files that are not clips of flow (1 × .txt)",)
-    with pytest.raises(DataError, match="holds no videos"):
+    assert table.notes == (f"{root}: ignored 1 file that is no clip of flow (1 × .txt)",)
+    with pytest.raises(
+        DataError, match=r"holds no videos.*there are clips of flow: a model of --modality flow takes them"
+    ):
         read_table(root)
+    write_array(root / "stray.npy", fields(6))
+    assert "1 clip of flow lies beside the class folders" in read_table(root, modality="flow").notes[1]
     (root / "up").mkdir()
     with pytest.raises(DataError, match="no clips of flow in class folder 'up'"):
         read_table(root, modality="flow")
@@ -407,8 +411,41 @@ def test_a_tree_without_flow_says_what_a_clip_is(tmp_path: Path) -> None:
     for label in "ab":
         (tmp_path / label).mkdir()
         (tmp_path / label / "c.mp4").touch()
-    with pytest.raises(DataError, match=r"no clips of flow in its 2 class folders \(only 2 × .mp4\).*flow_x_00001"):
+    with pytest.raises(DataError, match=r"no clips of flow in its 2 class folders \(only 2 × .mp4\).*`vireo flow`"):
         read_table(tmp_path, modality="flow")
+    for label in "ab":
+        (tmp_path / label / "c.mp4").rename(tmp_path / label / "c.txt")
+    with pytest.raises(DataError, match=r"no clips of flow in its 2 class folders \(only 2 × .txt\).*flow_x_00001"):
+        read_table(tmp_path, modality="flow")
+
+
+def test_a_list_of_the_other_modality_is_told(tmp_path: Path) -> None:
+    for i in range(3):
+        write_folder(tmp_path / f"flow{i}", fields(6))
+        (tmp_path / f"video{i}.mp4").touch()
+    listed = {kind: tmp_path / f"{kind}.csv" for kind in ("flow", "video", "both")}
+    rows = {kind: [f"{kind}{i}{'.mp4' * (kind == 'video')},{i % 2}" for i in range(3)] for kind in ("flow", "video")}
+    rows["both"] = rows["flow"] + rows["video"]
+    for kind, path in listed.items():
+        path.write_text("\n".join(["path,label", *rows[kind]]) + "\n")
+    with pytest.raises(UsageError, match=r"flow.csv lists clips of flow, where videos are wanted: .* --modality flow"):
+        read_table(listed["flow"])
+    with pytest.raises(UsageError, match=r"video.csv lists videos, where clips of flow are wanted: `vireo flow`"):
+        read_table(listed["video"], modality="flow")
+    assert len(read_table(listed["flow"], modality="flow")) == len(read_table(listed["video"])) == 3
+    for modality in ("rgb", "flow"):  # reading the clips will tell which can't be used
+        assert len(read_table(listed["both"], modality=modality)) == 6
+    for i in range(3):  # frames and their flow in one folder are either
+        (tmp_path / f"flow{i}/00001.jpg").touch()
+    assert len(read_table(listed["flow"])) == len(read_table(listed["flow"], modality="flow")) == 3
+
+
+@pytest.mark.parametrize("name", ["video.mp4", "frames"])
+def test_a_video_given_for_flow_says_how_to_make_flow(tmp_path: Path, name: str) -> None:
+    (tmp_path / "video.mp4").write_bytes(b"x")
+    (tmp_path / "frames").mkdir()
+    with pytest.raises(DecodeError, match="`vireo flow` computes the flow of videos and of folders of frames"):
+        read_flow(tmp_path / name, starts(0), fields=5)
 
 
 def test_samples_of_flow(tmp_path: Path) -> None:

@@ -145,7 +145,7 @@ def test_ssv2(tmp_path: Path, files: dict[str, str]) -> None:
         ("20bn-something-something-v2/41775.webm", "Turning something upside down", "val"),
     ]
     assert table.label_names[0].startswith("Holding") and table.label_names[2].startswith("Turning")
-    assert len(table.notes) == 1 and "left out 1 clips" in table.notes[0]
+    assert len(table.notes) == 1 and "left out 1 clip, which has no label there" in table.notes[0]
 
 
 def test_ssv2_test_answers_and_frames(tmp_path: Path) -> None:
@@ -246,7 +246,7 @@ def test_kinetics400(tmp_path: Path, places: list[str], folder: str) -> None:
         (places[2], "abseiling", "val"),
     ]
     left_out, missing = table.notes
-    assert "test.csv: left out 1 clips" in left_out and "1 of 4 files are missing" in missing and "line 4)" in missing
+    assert "test.csv: left out 1 clip," in left_out and "1 of 4 files is missing" in missing and "line 4)" in missing
 
 
 def test_mini_kinetics200(tmp_path: Path) -> None:
@@ -261,7 +261,7 @@ def test_mini_kinetics200(tmp_path: Path) -> None:
         ("videos/bbbbbbbbbbb.mp4", "abseiling", "val"),
     ]
     (note,) = (note for note in table.notes if "ytid" in note)
-    assert "left out 1 ids" in note and "zzzzzzzzzzz (line 3)" in note
+    assert "left out 1 id that" in note and "zzzzzzzzzzz (line 3)" in note
     assert "train_ytid_list.txt" in refusal(f"mini_kinetics200:{moved(tmp_path, *lists)}")
 
 
@@ -345,7 +345,16 @@ def test_ucf101_files_of_the_other_spelling(tmp_path: Path) -> None:
             "classInd.txt, line 2: 'ApplyEyeMakeup' is not a number and a name",
         ),
         ("trainlist01.txt", "v_YoYo_g01_c03.avi 3\n", "trainlist01.txt, line 1: 'v_YoYo_g01_c03.avi 3' is not Class/"),
-        ("trainlist01.txt", "\nYoyoYo/v_YoYo_g01_c03.avi 3\n", "line 2: class 'YoyoYo' is not in classInd.txt"),
+        (
+            "trainlist01.txt",
+            "\nYoyoYo/v_YoYo_g01_c03.avi 3\n",
+            "line 2: class 'YoyoYo' is not in classInd.txt; did you mean 'YoYo'?",
+        ),
+        (
+            "trainlist01.txt",
+            "\nKnitting/v_YoYo_g01_c03.avi 3\n",
+            "line 2: class 'Knitting' is not in classInd.txt; add it",
+        ),
         ("trainlist01.txt", "YoYo/v_YoYo_g01_c03.avi 2\n", "line 1: YoYo is class 2 here and 3 in classInd.txt"),
     ],
 )
@@ -426,7 +435,7 @@ def test_a_list_of_numbered_frames(tmp_path: Path) -> None:
     assert table.paths[2] == "/abs/7" and list(table.splits or [])[2] == "val"
     assert table.frame_counts is not None and table.frame_counts.tolist() == [42, 12, 30]
     assert table.label_names == ("Holding something", "Dropping something", "Turning something")
-    assert "1 of 3 files are missing" in table.notes[0] and "(val_videofolder.txt, line 1)" in table.notes[0]
+    assert "1 of 3 files is missing" in table.notes[0] and "(val_videofolder.txt, line 1)" in table.notes[0]
 
 
 @pytest.mark.parametrize("first", [0, 1])
@@ -478,6 +487,17 @@ def test_lists_that_cannot_be_used(tmp_path: Path, text: str, words: str) -> Non
     assert words in refusal(f"list:{tmp_path}/l.txt")
 
 
+def test_one_wrong_label_of_a_list_is_told_alone(tmp_path: Path) -> None:
+    touch(tmp_path, *(f"{i}.mp4" for i in range(6)))
+    right = "".join(f"{i}.mp4 {i % 2}\n" for i in range(5))
+    write(tmp_path, {"labels.txt": "wave\npush\n", "l.txt": right})
+    assert read_table(f"list:{tmp_path}/l.txt").label_names == ("wave", "push")
+    for wrong, remedy in (("l", "the others are numbers of the classes in"), ("Wavve", "did you mean 'wave'?")):
+        write(tmp_path, {"l.txt": f"{right}5.mp4 {wrong}\n"})
+        message = refusal(f"list:{tmp_path}/l.txt")
+        assert f"l.txt, line 6: label '{wrong}' is not in the list of labels; {remedy}" in message
+
+
 def test_folders_of_lists_that_cannot_be_used(tmp_path: Path) -> None:
     assert "holds no list like train_videofolder.txt" in refusal(f"list:{tmp_path}")
     write(tmp_path, {"train_split_1.txt": "a 0\n", "train_split_2.txt": "a 0\n"})
@@ -503,6 +523,19 @@ def test_a_format_and_a_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     touch(tmp_path, "ssv2:b/c/1.mp4", "ssv2:b/d/1.mp4", "C:\\clips/e/1.mp4", "C:\\clips/f/1.mp4")
     assert read_table("ssv2:b").label_names == ("c", "d") and read_table("C:\\clips").label_names == ("e", "f")
     assert split_format("D:\\clips") == ("", Path("D:\\clips"))
+
+
+def test_a_format_that_does_not_take_what_it_is_given_says_what_does(tmp_path: Path) -> None:
+    write(tmp_path, {"l.csv": "path,label\na/1.mp4,x\nb/1.mp4,y\n"})
+    for name in ("folder", "ucf101", "ssv2"):
+        message = refusal(f"{name}:{tmp_path}/l.csv")
+        assert f"is a file, and {name}: takes a folder; csv:{tmp_path}/l.csv" in message
+    touch(tmp_path, "classes/a/1.mp4", "classes/b/1.mp4")
+    message = refusal(f"csv:{tmp_path}/classes")
+    assert "no CSV with the columns path and label" in message and f"folder:{tmp_path}/classes" in message
+    write(tmp_path, {"m.csv": "path,label\na/1.mp4,x\n"})
+    message = refusal(f"csv:{tmp_path}")
+    assert "2 lists, 'l.csv', 'm.csv'; give one of them" in message
 
 
 def test_names_that_no_format_has(tmp_path: Path) -> None:

@@ -352,7 +352,7 @@ def test_what_can_not_be_written_is_said(tmp_path: Path) -> None:
     table = read_table(tmp_path / "d")
     for path in table.paths:
         os.truncate(path, 50)
-    with pytest.raises(DataError, match="none of 2 files"):
+    with pytest.raises(DataError, match="no file of 2 can be read"):
         optimize_data(table, tmp_path / "e", SMALL, workers=0)
     assert len((tmp_path / "e/failed.csv").read_text().splitlines()) == 3
 

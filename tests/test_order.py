@@ -407,6 +407,8 @@ def test_a_folder_with_another_set_says_what_differs(tmp_path: Path) -> None:
     [
         ({"clips": 119}, "even"),
         ({"clips": 0}, "even"),
+        ({"clips": 0}, "6 pairs of actions in 3 splits need at least 36 clips"),
+        ({"clips": 2, "pairs": ("push", "put"), "test_fraction": 0}, "2 pairs of actions in 2 splits need at least 8"),
         ({"clips": 24}, "at least 36 clips"),
         ({"size": 97}, "size is 97"),
         ({"size": 8}, "size is 8"),

@@ -12,12 +12,17 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from vireo.data.folders import is_video, read_folder
+import numpy as np
+
+from vireo.data.flow import is_flow_clip
+from vireo.data.folders import USE_OTHER, clips_called, is_video, read_folder
 from vireo.data.formats import FORMATS, guess_format
+from vireo.data.frames import is_frame_folder
 from vireo.data.lists import csv_lists_in, read_csv
-from vireo.data.table import ClipTable
+from vireo.data.table import ClipTable, some
 from vireo.errors import DataError, UsageError
 
+_SAMPLE = 10  # clips looked at to see whether they are videos or flow
 _WANTED = "give a folder with one subfolder per class, or a CSV file, or FORMAT:PATH"
 
 
@@ -43,7 +48,8 @@ def read_table(data: str | Path, *, label_names: Sequence[str] | None = None, mo
         modality: rgb or flow, what clips are.
 
     Raises:
-        UsageError: the path does not exist or is neither folder nor CSV, or the format is unknown.
+        UsageError: the path does not exist or is neither folder nor CSV, the format is unknown, or the clips are
+            those of the other modality.
         DataError: what is there can't be used; the message names the file, the line and the remedy.
     """
     name, path = split_format(data)
@@ -51,26 +57,58 @@ def read_table(data: str | Path, *, label_names: Sequence[str] | None = None, mo
         raise UsageError(f"{path} does not exist; {_WANTED}")
     if not path.is_dir() and not path.is_file():
         raise UsageError(f"{path} is neither a folder nor a regular file")
+    if name not in ("", "csv", "list") and not path.is_dir():
+        raise UsageError(
+            f"{path} is a file, and {name}: takes a folder; csv:{path} or list:{path} reads a list of clips"
+        )
     try:
-        if name:
-            return FORMATS[name].read(path, label_names, modality)
-        if path.is_dir():
-            lists = csv_lists_in(path)
-            return read_csv(lists[0], label_names) if len(lists) == 1 else _read_folder(path, label_names, modality)
+        table = _read(name, path, label_names, modality)
+        _check_modality(path, table, modality)
+    except OSError as error:
+        raise DataError(f"{error.filename or path} can't be read: {error.strerror}") from None
+    return table
+
+
+def _read(name: str, path: Path, label_names: Sequence[str] | None, modality: str) -> ClipTable:
+    if name:
+        return FORMATS[name].read(path, label_names, modality)
+    if not path.is_dir():
         if is_video(path):
             raise UsageError(f"{path} is a video; {_WANTED}")
         return read_csv(path, label_names)
-    except OSError as error:
-        raise DataError(f"{error.filename or path} can't be read: {error.strerror}") from None
-
-
-def _read_folder(path: Path, label_names: Sequence[str] | None, modality: str) -> ClipTable:
+    lists = csv_lists_in(path)
+    if len(lists) == 1:
+        return read_csv(lists[0], label_names)
     try:
         return read_folder(path, label_names, modality)
     except DataError as error:
-        if name := guess_format(path):
-            raise DataError(f"{error}\nIt looks like {FORMATS[name].description}: {name}:{path} reads it.") from None
+        if found := guess_format(path):
+            raise DataError(f"{error}\nIt looks like {FORMATS[found].description}: {found}:{path} reads it.") from None
+        if lists:
+            names = some([file.name for file in lists])
+            raise DataError(f"{error}\nIt holds {len(lists)} lists, {names}: give one of them.") from None
         raise
+
+
+def _check_modality(path: Path, table: ClipTable, modality: str) -> None:
+    """Refuse a list of clips that are all of the other modality, judged by some of them."""
+    sample = np.unique(np.linspace(0, len(table) - 1, _SAMPLE).astype(np.int64))
+    found = {_modality_of(table.paths[row]) for row in sample.tolist()} - {""}
+    other = "flow" if modality == "rgb" else "rgb"
+    if found == {other}:
+        raise UsageError(
+            f"{path} lists {clips_called(other)}, where {clips_called(modality)} are wanted: {USE_OTHER[other]}"
+        )
+
+
+def _modality_of(path: str) -> str:
+    """What a clip is; "" = it isn't there, is neither, or both."""
+    try:
+        frames = is_frame_folder(path) or (is_video(path) and os.path.isfile(path))
+        flow = is_flow_clip(path) and os.path.exists(path)
+    except OSError:  # reading it will say what is wrong
+        return ""
+    return "" if frames == flow else "rgb" if frames else "flow"
 
 
 def split_format(data: str | Path) -> tuple[str, Path]:

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.text import Text
 
 from vireo.data.outputs import printable
-from vireo.data.table import SPLITS
+from vireo.data.table import SPLITS, counted
 
 Severity = Literal["fault", "warning", "note"]
 SEVERITIES: tuple[Severity, ...] = ("fault", "warning", "note")
@@ -118,11 +118,6 @@ class Report:
             "findings": findings,
             "classes": [row._asdict() for row in self.classes],
         }
-
-
-def counted(n: int, thing: str) -> str:
-    """A number of things, in the singular or plural."""
-    return f"{n:,} {thing if n == 1 else thing + ('es' if thing.endswith('s') else 's')}"
 
 
 _MARKS: dict[Severity, tuple[str, str]] = {

@@ -46,7 +46,7 @@ from vireo.data.folders import is_video
 from vireo.data.images import UInt8, is_sane
 from vireo.data.outputs import LOCK, SOURCE, claim_outside, locked, made_from, printable
 from vireo.data.pool import Crash, map_in_processes
-from vireo.data.table import ClipRecord, ClipTable
+from vireo.data.table import ClipRecord, ClipTable, counted
 from vireo.errors import (
     DataError,
     DecodeError,
@@ -148,7 +148,7 @@ def extract_flow(
         write_failures(root / FAILED, failures)
         if len(failures) == len(jobs):
             raise DataError(
-                f"none of the {len(jobs)} clips could be read; {root / FAILED} says why, of the first: "
+                f"no clip of {len(jobs)} could be read; {root / FAILED} says why, of the first: "
                 f"{failures[0][0]}: {failures[0][1]}"
             )
         _write_list(root / LIST, table, folders)
@@ -526,7 +526,9 @@ def flow_command(
                 done=advance,
             )
         except KeyboardInterrupt:
-            line = f"{out} holds {advance.done} of {len(table)} clips; the same command again completes the set"
+            line = (
+                f"{out} holds {advance.done} of {counted(len(table), 'clip')}; the same command again completes the set"
+            )
             advance.errors.print(Text(printable(line)), soft_wrap=True)
             raise
     if json:
@@ -562,12 +564,13 @@ def _lines(report: FlowReport, method: str, short_side: int) -> Iterator[tuple[s
     size = f"short side {short_side}" if short_side else "frames as they are"
     kept = f" ({report.kept} of them were there already)" if report.kept else ""
     rate = f", {report.seconds / report.extracted:.1f} s/clip" if report.extracted else ""
-    yield f"flow of {made} clips by {method}, {size}, in {report.seconds:.0f} s{rate}{kept}", ""
+    yield f"flow of {counted(made, 'clip')} by {method}, {size}, in {report.seconds:.0f} s{rate}{kept}", ""
     disk = f"{report.bytes / 1e6:,.1f} MB, {report.bytes / made / 1e6:.2f} MB/clip"
     clipped = f"{100 * report.saturated:.2g} % of the values lay beyond ±{BOUND:g} pixels and were clipped"
-    yield f"{report.fields:,} fields on disk: {disk}; {clipped}", ""
+    yield f"{counted(report.fields, 'field')} on disk: {disk}; {clipped}", ""
     if report.failures:
         failed = report.csv.with_name(FAILED)
-        yield f"{len(report.failures)} clips could not be read; {failed} names them", "red"
+        them = "it" if len(report.failures) == 1 else "them"
+        yield f"{counted(len(report.failures), 'clip')} could not be read; {failed} names {them}", "red"
     listed = shlex.quote(str(report.csv))
     yield f"next: vireo train --modality flow --data {listed} --out RUN", "dim"

@@ -12,11 +12,11 @@ import numpy as np
 import numpy.typing as npt
 
 from vireo.data import duplicates
-from vireo.data.doctor_report import SHORT_GOP, SHOWN, ClassCount, Finding, Item, Severity, counted
+from vireo.data.doctor_report import SHORT_GOP, SHOWN, ClassCount, Finding, Item, Severity
 from vireo.data.examine import FileFacts
 from vireo.data.lookalikes import lookalikes, says_nothing
 from vireo.data.sampling import segment_indices
-from vireo.data.table import SPLITS, ClipTable
+from vireo.data.table import SPLITS, ClipTable, counted
 
 SHORTEST = 0.3
 """Clips shorter than this are called too short, seconds."""

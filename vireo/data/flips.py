@@ -90,7 +90,8 @@ class FlipRule:
             although = f", although a mirror image changes the meaning of {_some(turned)}" if turned else ""
             return (f"horizontal flip is on for all labels, as asked{although}",)
         if self.label_names and len(self.left_alone) == len(self.label_names):
-            return (f"horizontal flip is off: a mirror image would change the meaning of {_some(self.left_alone)}",)
+            what = f"horizontal flip is off: a mirror image would change the meaning of {_some(self.left_alone)}"
+            return (what, *self._spellings())
         if not self.pairs and not self.left_alone:
             return ("horizontal flip is on: no label names a direction",)
         lines = ["horizontal flip is on" + ("; a mirror image swaps the labels" if self.pairs else "")]
@@ -99,7 +100,19 @@ class FlipRule:
             lines.append(f"  and {len(self.pairs) - _SHOWN_PAIRS} more pairs")
         if self.left_alone:
             lines.append(f"  not mirrored, as no label fits the mirror image: {_some(self.left_alone)}")
-        return tuple(lines)
+        return (*lines, *self._spellings())
+
+    def _spellings(self) -> list[str]:
+        """A line on labels that are there twice, so that no mirror image is sure; none if there are none."""
+        by_key: dict[str, list[str]] = {}
+        for name in self.left_alone:
+            by_key.setdefault(_key(_spelled(name)), []).append(name)
+        twice = [" and ".join(map(repr, names)) for names in by_key.values() if len(names) > 1]
+        if not twice:
+            return []
+        more = f" and {len(twice) - _SHOWN_LABELS} more" if len(twice) > _SHOWN_LABELS else ""
+        shown = ", ".join(twice[:_SHOWN_LABELS]) + more
+        return [f"  one label in two spellings, so that no mirror image is sure: {shown}; give both one name"]
 
     def _items(self) -> enumerate[int | None]:
         return enumerate(self.mirrored)

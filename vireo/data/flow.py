@@ -47,6 +47,7 @@ FLOW_PREFIXES = frozenset(f"{start}{axis}{end}" for start in ("", "flow_") for a
 """What stands before the number of a flow image that lies directly in a clip's folder, in small letters."""
 _NUMBERED = re.compile(rf"(?:.*[^0-9])?([0-9]+){ENDING}", re.IGNORECASE)
 _AXIS = {"x": 0, "u": 0, "y": 1, "v": 1}
+_MAKE = "`vireo flow` computes the flow of videos and of folders of frames"
 
 
 def flow_reader_name() -> str:
@@ -64,6 +65,11 @@ def is_flow_clip(path: str | Path) -> bool:
         with contextlib.suppress(DecodeError):  # too many entries for a clip
             return any(True for _ in _images(path))
         return False
+    return is_flow_file(path)
+
+
+def is_flow_file(path: str | Path) -> bool:
+    """Whether a file is named like a clip of flow, a .npy array; nothing is opened."""
     return os.fspath(path).lower().endswith(".npy")
 
 
@@ -138,7 +144,7 @@ class _Folder:
             found[axis][number] = file
         across, down = found
         if not across and not down:
-            raise DecodeError(path, "holds no flow images (flow_x_00001.jpg, flow_y_00001.jpg, …)")
+            raise DecodeError(path, "holds no flow images (flow_x_00001.jpg, flow_y_00001.jpg, …): " + _MAKE)
         if len(across) != len(down):
             raise DecodeError(path, f"{len(across)} x images and {len(down)} y images; a field needs one of each")
         numbers = sorted(across)
@@ -187,8 +193,8 @@ class _Array:
         status = os.stat(path)
         if not stat.S_ISREG(status.st_mode):
             raise DecodeError(path, "not a regular file")
-        if not path.lower().endswith(".npy"):
-            raise DecodeError(path, "not a clip of flow; that is a folder of flow images, or a .npy array")
+        if not is_flow_file(path):
+            raise DecodeError(path, "not a clip of flow, which is a folder of flow images or a .npy array: " + _MAKE)
         shape, fortran, dtype, offset = self._header()
         if dtype != np.uint8 and dtype.kind != "f":  # of objects too, which only unpickling could read
             raise DecodeError(path, f"values of type {dtype}; flow is uint8 (128 = no motion) or float32 (pixels)")

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import numpy as np
 
-from vireo.data.flow import is_flow_clip
+from vireo.data.flow import is_flow_clip, is_flow_file
 from vireo.data.frames import is_frame_folder
 from vireo.data.images import is_folder, list_folder
 from vireo.data.labels import check_known, natural_order
 from vireo.data.splits import SPLIT_WORDS
-from vireo.data.table import ClipTable, StringColumn, some
+from vireo.data.table import ClipTable, StringColumn, counted, some
 from vireo.errors import DataError
 
 _ENDINGS = """
@@ -43,19 +43,19 @@ def read_folder(root: Path, label_names: Sequence[str] | None, modality: str) ->
     """
     kind = clips_called(modality)
     try:
-        top = _subfolders(root)
+        top, loose = _subfolders(root), _loose(root, modality)
         split_of = {name: SPLIT_WORDS.get(name.lower()) for name in top}
         classes: list[tuple[str, Path, str | None]]  # label, folder, split
         if top and all(split_of.values()) and any(_holds_classes(root / name, modality) for name in top):
             classes = [(c, root / s / c, split_of[s]) for s in top for c in _subfolders(root / s)]
+            loose += [os.path.join(s, name) for s in top for name in _loose(root / s, modality)]
         else:
             classes = [(name, root / name, None) for name in top]
         found = [(label, split, *clips_below(folder, modality)) for label, folder, split in classes]
     except OSError as error:
         raise DataError(f"{error.filename or root} can't be read: {error.strerror}") from None
     if not classes:
-        loose = clips_below(root, modality)[0]
-        where = f"{len(loose)} {kind} lie directly in {root}" if loose else f"{root} holds no subfolders"
+        where = f"{_lying(loose, modality)} directly in {root}" if loose else f"{root} holds no subfolders"
         raise DataError(f"{where}; put the {kind} of each class into a subfolder named after it, or list them in a CSV")
     ignored = Counter[str]()
     for _, _, _, others in found:
@@ -63,12 +63,18 @@ def read_folder(root: Path, label_names: Sequence[str] | None, modality: str) ->
     notes = []
     if ignored:
         kinds = ", ".join(f"{n} × {ending or 'without ending'}" for ending, n in ignored.most_common(5))
-        notes.append(f"{root}: ignored {ignored.total()} files that are not {kind} ({kinds})")
+        what = f"that is no {clips_called(modality, 1)}" if ignored.total() == 1 else f"that are not {kind}"
+        notes.append(f"{root}: ignored {counted(ignored.total(), 'file')} {what} ({kinds})")
+    if loose:
+        left_out = (
+            f"{_lying(loose, modality)} beside the class folders and {'is' if len(loose) == 1 else 'are'} left out"
+        )
+        notes.append(f"{root}: {left_out}: {some(loose, 10)}")
     if not any(videos for _, _, videos, _ in found):
         raise DataError(
-            f"{root} holds no {kind} in its {len(classes)} class folders"
+            f"{root} holds no {kind} in its {counted(len(classes), 'class folder')}"
             + (f" (only {kinds})" if ignored else "")
-            + _LOOKS[modality]
+            + _other_clips([folder for _, folder, _ in classes], modality)
         )
     filled = {label for label, _, videos, _ in found if videos}
     empty = natural_order({label for label, _, _, _ in found} - filled)
@@ -91,12 +97,24 @@ def read_folder(root: Path, label_names: Sequence[str] | None, modality: str) ->
         ends=np.full(len(rows), np.nan),
         splits=StringColumn((split or "" for _, _, split in rows), words=True) if rows[0][2] else None,
         notes=tuple(notes),
+        base=str(root),
     )
 
 
 def _subfolders(folder: Path) -> list[str]:
     with os.scandir(folder) as entries:
         return natural_order(e.name for e in entries if not e.name.startswith(".") and is_folder(e))
+
+
+def _loose(folder: Path, modality: str) -> list[str]:
+    """The names of clips that lie in a folder as files."""
+    with os.scandir(folder) as entries:
+        names = [e.name for e in entries if not e.name.startswith(".") and not is_folder(e)]
+    return natural_order(name for name in names if (is_video(name) if modality == "rgb" else is_flow_file(name)))
+
+
+def _lying(names: Sequence[str], modality: str) -> str:
+    return f"{len(names):,} {clips_called(modality, len(names))} {'lies' if len(names) == 1 else 'lie'}"
 
 
 def _holds_classes(folder: Path, modality: str) -> bool:
@@ -114,15 +132,33 @@ def _is_clip_folder(path: str, modality: str) -> bool:
         return not any(is_video(entry.name) for entry in entries)  # then the images are pictures of them
 
 
-def clips_called(modality: str) -> str:
-    """What clips are, in a sentence: videos, or clips of flow."""
-    return {"rgb": "videos", "flow": "clips of flow"}[modality]
+def clips_called(modality: str, count: int = 2) -> str:
+    """What clips are, in a sentence: videos, or clips of flow; video, or clip of flow, where there is one."""
+    one, rest = {"rgb": ("video", ""), "flow": ("clip", " of flow")}[modality]
+    return one + "s" * (count != 1) + rest
 
 
 _LOOKS = {
     "rgb": "; a video's name ends in .mp4, .avi, .mkv, .webm, …; frames lie in a folder per clip, 00001.jpg, …",
     "flow": "; a clip of flow is a folder of flow_x_00001.jpg, flow_y_00001.jpg, …, or a .npy array",
 }
+
+
+def _other_clips(folders: Sequence[Path], modality: str) -> str:
+    """What to do where no clips were found: those that are there are of the other modality, or what clips look like."""
+    other = "flow" if modality == "rgb" else "rgb"
+    try:
+        there = any(clips_below(folder, other)[0] for folder in folders)
+    except OSError:
+        there = False
+    return f"; there are {clips_called(other)}: {USE_OTHER[other]}" if there else _LOOKS[modality]
+
+
+USE_OTHER = {
+    "rgb": "`vireo flow` makes clips of flow of them",
+    "flow": "a model of --modality flow takes them",
+}
+"""What to do with clips of a modality where those of the other one are wanted."""
 
 
 def clips_below(folder: Path, modality: str = "rgb") -> tuple[list[str], Counter[str]]:

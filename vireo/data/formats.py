@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from vireo.data.folders import read_folder
-from vireo.data.labels import read_label_map
+from vireo.data.labels import did_you_mean, read_label_map
 from vireo.data.lists import bounded_lines, csv_lists_in, opened, read_csv, read_list
 from vireo.data.official import (
     ANNOTATION_FOLDERS,
@@ -41,7 +41,7 @@ from vireo.data.official import (
     require,
 )
 from vireo.data.rows import Faults, is_utf8, quote
-from vireo.data.table import SPLITS, ClipTable
+from vireo.data.table import SPLITS, ClipTable, counted, some
 from vireo.errors import DataError
 
 Reader = Callable[[Path, Sequence[str] | None, str], ClipTable]
@@ -198,7 +198,9 @@ def read_mini_kinetics200(root: Path, label_names: Sequence[str] | None, modalit
                 unknown.append(f"{name} (line {line})")
         if unknown:
             shown = ", ".join(unknown[:10]) + (f" and {len(unknown) - 10} more" if len(unknown) > 10 else "")
-            notes.append(f"{file}: left out {len(unknown)} ids that the CSVs of Kinetics-400 do not name: {shown}")
+            notes.append(
+                f"{file}: left out {counted(len(unknown), 'id')} that the CSVs of Kinetics-400 do not name: {shown}"
+            )
         parts.append(Part(split, file, clips))
     return _kinetics_table(root, parts, label_names, modality, notes, faults)
 
@@ -299,7 +301,8 @@ def read_ucf101(root: Path, label_names: Sequence[str] | None, modality: str, *,
             if not video or "/" in video:
                 faults.add(where, f"{quote(line)} is not Class/video.avi")
             elif label is None:
-                faults.add(where, f"class {quote(folder)} is not in {index_file.name}; add it")
+                remedy = did_you_mean(folder, order, "add it")
+                faults.add(where, f"class {quote(folder)} is not in {index_file.name}; {remedy}")
             elif said and int(said) != index[label]:
                 faults.add(where, f"{label} is class {said} here and {index[label]} in {index_file.name}; mend one")
             else:
@@ -358,8 +361,14 @@ def read_hmdb51(root: Path, label_names: Sequence[str] | None, modality: str, *,
 def _read_one_csv(path: Path, label_names: Sequence[str] | None, modality: str) -> ClipTable:
     if path.is_dir():
         lists = csv_lists_in(path)
-        if len(lists) != 1:
-            raise DataError(f"{path} holds {len(lists)} CSV files with columns path and label; give the file itself")
+        if not lists:
+            raise DataError(
+                f"{path} holds no CSV with the columns path and label; give the file itself, or folder:{path} if its "
+                "subfolders are the classes"
+            )
+        if len(lists) > 1:
+            names = some([file.name for file in lists])
+            raise DataError(f"{path} holds {len(lists)} lists, {names}; give one of them, e.g. csv:{lists[0]}")
         path = lists[0]
     return read_csv(path, label_names)
 

@@ -58,6 +58,13 @@ def check_known(found: Iterable[str], names: Sequence[str], source: str | Path) 
         )
 
 
+def did_you_mean(name: str, known: Iterable[str], otherwise: str) -> str:
+    """What to do about a name that is not among the known ones: take the nearest, if one is near."""
+    folded = {one.casefold(): one for one in known}
+    near = difflib.get_close_matches(name.casefold(), folded, n=1)
+    return f"did you mean {folded[near[0]]!r}?" if near else otherwise
+
+
 def write_label_map(path: str | Path, names: Sequence[str]) -> Path:
     """Write the names of classes, one per line in the order of their indices, in one step.
 

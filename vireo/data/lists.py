@@ -19,7 +19,7 @@ import numpy as np
 from vireo.data.labels import natural_order, read_label_map
 from vireo.data.rows import Block, Rows, is_utf8, missing_rows, quote
 from vireo.data.splits import SPLIT_WORDS
-from vireo.data.table import SPLITS, ClipTable, Float64, Int64, StringColumn, some
+from vireo.data.table import SPLITS, ClipTable, Float64, Int64, StringColumn, counted, some
 from vireo.errors import DataError
 
 COLUMNS = ("path", "label", "split", "group", "start", "end", "frames")
@@ -166,22 +166,41 @@ def _not_utf8(path: Path) -> str:
     return f"{path} is not a CSV in UTF-8; save it as CSV (UTF-8)"
 
 
+_OTHER_NAMES = {
+    **dict.fromkeys(("clip", "file", "file_name", "filename", "filepath", "video", "video_name", "video_path"), "path"),
+    **dict.fromkeys(("action", "activity", "category", "class", "class_name", "classname", "gesture"), "label"),
+    **dict.fromkeys(("partition", "phase", "set", "subset"), "split"),
+    **dict.fromkeys(("begin", "time_start", "t_start"), "start"),
+    **dict.fromkeys(("stop", "time_end", "t_end"), "end"),
+    **dict.fromkeys(("num_frames", "total_frames"), "frames"),
+}
+"""What columns are often called elsewhere, and what they are called here."""
+
+
 def _check_header(path: Path, columns: list[str]) -> None:
     wanted = f"path,label[,split][,group][,start,end][,frames], not {','.join(columns)[:80]!r}"
     unknown = [name for name in columns if name not in COLUMNS]
     missing = [name for name in COLUMNS[:2] if name not in columns]
-    if missing and len(unknown) == len(columns):
+    meant = {name: _meant(name) for name in unknown}
+    if missing and len(unknown) == len(columns) and not any(meant.values()):
         other = f"; list:{path} reads lists of `path label` with spaces" if len(columns) == 1 else ""
         raise DataError(f"{path} has no header line; the first line must be {wanted}{other}")
     if unknown:
-        near = [difflib.get_close_matches(name, COLUMNS, n=1, cutoff=0.5) for name in unknown]
-        hint = " ".join(f"Did you mean {n[0]!r} for {name!r}?" for name, n in zip(unknown, near, strict=True) if n)
+        hints = [f"Did you mean {near!r} for {name!r}?" for name, near in meant.items() if near]
+        if strange := [name for name, near in meant.items() if not near]:
+            hints.append(f"Rename or remove {some(strange)}.")
         what = f"unknown column{'s' * (len(unknown) > 1)} {some(unknown)}"
-        raise DataError(f"{path}: {what}; known: {', '.join(COLUMNS)}. {hint}".strip())
+        raise DataError(f"{path}: {what}; known: {', '.join(COLUMNS)}. {' '.join(hints)}")
     if missing:
         raise DataError(f"{path}: column {some(missing)} is missing; the header must be {wanted}")
     if len(set(columns)) < len(columns):
         raise DataError(f"{path}: a column occurs twice in the header {','.join(columns)[:80]!r}")
+
+
+def _meant(name: str) -> str:
+    """The column that an unknown one is probably meant to be; "" = none."""
+    near = difflib.get_close_matches(name, COLUMNS, n=1, cutoff=0.5)
+    return _OTHER_NAMES.get(name) or (near[0] if near else "")
 
 
 def _add_block(rows: Rows, block: list[list[str]], lines: list[int], columns: list[str], delimiter: str) -> None:
@@ -287,13 +306,16 @@ def _fault(row: list[str], columns: list[str], delimiter: str) -> str:
         )
         if other and len(columns) > 1:
             return f"values are separated by {other!r} here and by {delimiter!r} in the header; use one of them"
-        return f"{len(row)} values for {len(columns)} columns; quote values that hold a separator"
+        there = f"{counted(len(row), 'value')} for {counted(len(columns), 'column')}"
+        return f"{there}; quote values that hold a separator"
     cells = {name: cell.strip() for name, cell in zip(columns, row, strict=True)}
     for name in ("path", "label"):
         if not cells[name]:
             return f"{name} is empty"
     if "\0" in cells["path"]:
         return "path holds a null character"
+    if not cells.get("split", "-"):
+        return "split is empty; write train, val or test in each row, or take the column out"
     if "split" in cells and cells["split"].lower() not in SPLIT_WORDS:
         near = difflib.get_close_matches(cells["split"].lower(), SPLIT_WORDS, n=1, cutoff=0.5)
         return f"unknown split {quote(cells['split'])}; use " + (
@@ -353,9 +375,9 @@ def read_list(path: Path, label_names: Sequence[str] | None, modality: str) -> C
     rows.faults.check(path)
     if not len(rows):
         raise DataError(f"{path} lists no clips")
-    order = _name_numbers(rows, folder)
+    order, unlisted = _name_numbers(rows, folder)
     base = _media_folder(folder, rows)
-    return rows.table(label_names, order=order, base=base, relative_to="the list's folder")
+    return rows.table(label_names, order=order, base=base, relative_to="the list's folder", unlisted=unlisted)
 
 
 class _Layout(NamedTuple):
@@ -427,21 +449,27 @@ def _add_pieces(rows: Rows, block: list[tuple[int, list[str]]], layout: _Layout,
         rows.extend(Block(paths=paths, labels=labels, lines=lines, splits=splits, frames=counts))
 
 
-def _name_numbers(rows: Rows, folder: Path) -> list[str]:
-    """Put names in place of label numbers, if a file gives them; the order of labels."""
+def _name_numbers(rows: Rows, folder: Path) -> tuple[list[str], str]:
+    """Put names in place of label numbers, if a file gives them.
+
+    Returns:
+        The order of labels, and what to do about one that is not among them.
+    """
     file = next(_label_files(folder), None)
-    numbered = all(label.isascii() and label.isdigit() and len(label) < 10 for label in rows.labels)
+    numbers = {label for label in rows.labels if label.isascii() and label.isdigit() and len(label) < 10}
     if file is None:
-        return sorted(rows.labels, key=int) if numbered else natural_order(rows.labels)
-    names = _numbered_names(file)
-    if numbered:
+        all_numbers = len(numbers) == len(rows.labels)
+        return sorted(rows.labels, key=int) if all_numbers else natural_order(rows.labels), ""
+    names, unlisted = _numbered_names(file), f"add it to {file}"
+    if 2 * len(numbers) > len(rows.labels):  # the few that are none are wrong, and will be told with their lines
+        unlisted = f"the others are numbers of the classes in {file}"
         if "0" in rows.labels and min(names) == 1:  # a list from 0 beside UCF101's classInd.txt, from 1
             names = {number - 1: name for number, name in names.items()}
-        wrong = sorted((label for label in rows.labels if int(label) not in names), key=int)
+        wrong = sorted((label for label in numbers if int(label) not in names), key=int)
         if wrong:
             raise DataError(f"{rows.source} has label {wrong[0]}, which {file} does not name; add it there")
-        rows.rename_labels({label: names[int(label)] for label in rows.labels})
-    return [names[number] for number in sorted(names)]
+        rows.rename_labels({label: names[int(label)] if label in numbers else label for label in rows.labels})
+    return [names[number] for number in sorted(names)], unlisted
 
 
 def _label_files(folder: Path) -> Iterator[Path]:

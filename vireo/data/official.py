@@ -10,6 +10,7 @@ import os
 import re
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,7 +21,7 @@ from vireo.data.labels import natural_order
 from vireo.data.lists import bounded_lines, opened
 from vireo.data.rows import Block, Faults, Rows
 from vireo.data.splits import SPLIT_WORDS
-from vireo.data.table import ClipTable
+from vireo.data.table import ClipTable, counted
 from vireo.errors import DataError
 
 ANNOTATION_FOLDERS = ("", "annotations", "annotation", "labels", "label", "splits", "lists", "metadata", "csv")
@@ -120,7 +121,8 @@ def find_clips(
             f"{root}: none of the {len(clips)} clips is there, e.g. {clips[0].expected}; put them below it, as videos "
             f"or folders of frames (looked in {searched})"
         )
-    return rows.table(label_names, order=order, official=True, missing=missing, notes=notes)
+    table = rows.table(label_names, order=order, official=True, missing=missing, notes=notes)
+    return replace(table, base=str(root))
 
 
 # Clips
@@ -245,7 +247,8 @@ def lines_of(path: Path) -> Iterator[tuple[int, str]]:
 
 def left_out(path: Path, count: int) -> list[str]:
     """A note on clips without labels, if there are any."""
-    return [f"{path}: left out {count} clips, which have no label there"] if count else []
+    have = "has" if count == 1 else "have"
+    return [f"{path}: left out {counted(count, 'clip')}, which {have} no label there"] if count else []
 
 
 def read_json(path: Path) -> Any:

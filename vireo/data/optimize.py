@@ -43,7 +43,7 @@ from vireo.data.journal import JsonLines
 from vireo.data.outputs import LOCK, SOURCE, claim_outside, locked, made_from, printable, shorter_names, write_text
 from vireo.data.pool import Crash, map_in_processes
 from vireo.data.sampling import Indices, segment_indices
-from vireo.data.table import ClipTable
+from vireo.data.table import ClipTable, counted
 from vireo.errors import DataError, DecodeError, MissingDependencyError, UsageError, writing
 from vireo.files import write_failures
 
@@ -116,7 +116,7 @@ def optimize_data(
         written, failed = _write_videos(tasks, out, config, workers, timeout, done)
         write_failures(out / "failed.csv", failed)
         if not written:
-            raise DataError(f"none of {len(sources)} files can be read; {out / 'failed.csv'} says why")
+            raise DataError(f"no file of {len(sources)} can be read; {out / 'failed.csv'} says why")
         _write_table(out / "clips.csv", table, {task.source: os.path.relpath(task.target, out) for task in tasks})
     pairs = [(task.source, task.target) for task in tasks if task.source in written]
     sample, ms_before, ms_after = _time_reading(pairs[:: -(-len(pairs) // SAMPLE)])
@@ -345,13 +345,15 @@ def optimize_command(
     place = split_format(data)[1]
     claim_outside(out, place)
     table = read_table(data)
+    for note in table.notes:
+        Console(stderr=True, highlight=False).print(Text(printable(note), "dim"), soft_wrap=True)
     total = len(set(table.paths))
     with progress.bar("optimize", total) as advance, made_from(place, out, out / _JOURNAL):
         try:
             result = optimize_data(table, out, config, workers=workers, timeout=timeout, done=advance)
         except KeyboardInterrupt:
             advance.errors.print(
-                f"{advance.done} of {total} files are done; the same command again does the rest",
+                f"{advance.done} of {counted(total, 'file')} done; the same command again does the rest",
                 markup=False,
                 highlight=False,
                 soft_wrap=True,
@@ -365,11 +367,16 @@ def optimize_command(
     size = f"short side {config.short_side}" if config.short_side else "sizes kept"
     setting = f"H.264, {size}, groups of {config.gop} frames, CRF {config.crf}, without sound"
     console.print(
-        Text.assemble(("Optimized", "bold"), f"  {result.files:,} files, {result.clips:,} clips  ", (setting, "dim"))
+        Text.assemble(
+            ("Optimized", "bold"),
+            f"  {counted(result.files, 'file')}, {counted(result.clips, 'clip')}  ",
+            (setting, "dim"),
+        )
     )
     console.print(_comparison(result))
     if result.failed:
-        what = f"{len(result.failed)} files can't be read; their clips are listed and count as failed (failed.csv):"
+        files = counted(len(result.failed), "file")
+        what = f"{files} can't be read; their clips stay in the list and count as failed (failed.csv):"
         console.print(Text(what, "yellow"))
         for path, reason in result.failed[:_SHOWN]:
             console.print(Text(printable(f"  {path}: {reason}")), soft_wrap=True)
@@ -389,7 +396,7 @@ def _comparison(result: Optimized) -> Table:
         table.add_column(name, justify="right")
     rows = [
         ("MB", result.bytes_before / 1e6, result.bytes_after / 1e6),
-        (f"ms to read 8 frames, median of {result.sample} files", result.ms_before, result.ms_after),
+        (f"ms to read 8 frames, median of {counted(result.sample, 'file')}", result.ms_before, result.ms_after),
     ]
     for name, before, after in rows:
         if before and not math.isnan(before):

@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 
 from vireo.config import to_dict
 from vireo.data.pool import Crash, map_in_processes, usable_cores
+from vireo.data.table import counted
 from vireo.errors import DataError, MissingDependencyError, StorageError, UnknownNameError, UsageError, writing
 
 Floats = NDArray[np.floating[Any]]  # float32 wherever there are pixels
@@ -65,8 +66,6 @@ class OrderConfig:
     """Share of the scenes of each pair in the split test; 0 = none."""
 
     def __post_init__(self) -> None:
-        if self.clips < 2 or self.clips % 2:
-            raise UsageError(f"clips is {self.clips}; it must be even and at least 2, for each scene gives two clips")
         if not 32 <= self.size <= 1024 or self.size % 2:
             raise UsageError(f"size is {self.size}; it must be an even number of pixels from 32 to 1024")
         if self.seed < 0:
@@ -79,13 +78,18 @@ class OrderConfig:
         for name in ("val_fraction", "test_fraction"):
             if not 0 <= getattr(self, name) < 1:
                 raise UsageError(f"{name} is {getattr(self, name)}; it must be in [0, 1)")
-        scenes = self.clips // 2 // len(self.pairs)  # of the pair with the fewest
         splits = 1 + (self.val_fraction > 0) + (self.test_fraction > 0)
+        least = 2 * splits * len(self.pairs)
+        if self.clips < least or self.clips % 2:
+            of = f"{counted(len(self.pairs), 'pair')} of actions in {counted(splits, 'split')}"
+            raise UsageError(
+                f"clips is {self.clips}; it must be even, as each scene gives two, and {of} need at least {least} clips"
+            )
+        scenes = self.clips // 2 // len(self.pairs)  # of the pair with the fewest
         if self.val_fraction + self.test_fraction >= 1 or _split_sizes(scenes, self)[0] < 1:
             raise UsageError(
-                f"{self.clips} clips are {scenes} scenes per pair: too few for {splits} splits "
-                f"(val {self.val_fraction:g}, test {self.test_fraction:g}). Ask for at least "
-                f"{2 * splits * len(self.pairs)} clips, fewer pairs or smaller fractions"
+                f"{self.clips} clips are {scenes} scenes per pair, and none is left to train on "
+                f"(val {self.val_fraction:g}, test {self.test_fraction:g}); ask for more clips or smaller fractions"
             )
 
 

@@ -5,9 +5,8 @@ Whatever is wrong is told with its line, its value and what to do; the first ten
 
 from __future__ import annotations
 
-import difflib
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,8 +14,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from vireo.data.labels import A_LABEL, is_label, natural_order
-from vireo.data.table import ClipTable, ColumnBuilder, Float64, Int64, StringColumn, some
+from vireo.data.labels import A_LABEL, did_you_mean, is_label, natural_order
+from vireo.data.table import ClipTable, ColumnBuilder, Float64, Int64, StringColumn, counted, some
 from vireo.errors import DataError
 
 SHOWN = 10
@@ -156,6 +155,7 @@ class Rows:
         official: bool = False,
         missing: Sequence[int] | None = None,
         relative_to: str = "",
+        unlisted: str = "add it",
         notes: Sequence[str] = (),
     ) -> ClipTable:
         """Check all rows and make a table of them.
@@ -167,6 +167,7 @@ class Rows:
             official: the list is nobody's to mend: of rows that contradict each other the first counts.
             missing: rows whose file is known to be missing; None = look for the files.
             relative_to: what paths are relative to, for the message when all files are missing.
+            unlisted: what to do about a label that is not in ``order``, and not like one that is.
             notes: to be shown to the user, before those found here.
 
         Raises:
@@ -174,9 +175,10 @@ class Rows:
         """
         self.faults.check(self.source)
         lines = self._joined("lines", 0)
-        names, labels = self._name_labels(label_names, order, lines)
+        names, labels = self._name_labels(label_names, order, lines, unlisted)
         self.faults.check(self.source)
-        paths = self._texts["paths"].column().map_heads(lambda head: os.path.join(base, head))
+        given = self._texts["paths"].column()
+        paths = given.map_heads(lambda head: os.path.join(base, head))
         starts, ends = self._joined("starts", np.nan), self._joined("ends", np.nan)
         frames = self._joined("frames", 0).astype(np.int64) if "frames" in self._has else None
         splits, groups = (self._texts[name].column() if name in self._has else None for name in ("splits", "groups"))
@@ -195,6 +197,7 @@ class Rows:
             groups=groups,
             frame_counts=frames,
             notes=(*notes, *found_notes, *note),
+            base="" if all(map(os.path.isabs, given.heads())) else base,
         )
         if len(keep) == len(table):
             return table
@@ -209,13 +212,22 @@ class Rows:
         return f"{name} {lines[row]}"
 
     def _name_labels(
-        self, label_names: Sequence[str] | None, order: Sequence[str] | None, lines: npt.NDArray[Any]
+        self,
+        label_names: Sequence[str] | None,
+        order: Sequence[str] | None,
+        lines: npt.NDArray[Any],
+        unlisted: str,
     ) -> tuple[tuple[str, ...], Int64]:
         found = self.labels
         codes = self._joined("labels", 0)
-        self._refuse_labels(codes, lines, {x for x in found if not is_label(x)}, f"label is {{}}; {A_LABEL}")
+        wrong = {label for label in found if not is_label(label)}
+        self._refuse_labels(codes, lines, wrong, lambda label: f"label is {quote(label)}; {A_LABEL}")
         if order is not None:
-            self._refuse_labels(codes, lines, set(found) - set(order), "label {} is not in the list of labels; add it")
+
+            def not_listed(label: str) -> str:
+                return f"label {quote(label)} is not in the list of labels; {did_you_mean(label, order, unlisted)}"
+
+            self._refuse_labels(codes, lines, set(found) - set(order), not_listed)
         if label_names is not None:
             self._refuse_unknown(codes, lines, label_names)
             names = tuple(label_names)
@@ -226,13 +238,16 @@ class Rows:
         index = {name: i for i, name in enumerate(names)}
         return names, np.array([index.get(label, -1) for label in found], dtype=np.int64)[codes]
 
-    def _refuse_labels(self, codes: Int64, lines: npt.NDArray[Any], wrong: set[str], what: str) -> None:
-        """Refuse the list if rows have one of these labels; ``what`` is said of each, with {} for the label."""
+    def _refuse_labels(
+        self, codes: Int64, lines: npt.NDArray[Any], wrong: set[str], what: Callable[[str], str]
+    ) -> None:
+        """Refuse the list if rows have one of these labels; ``what`` says of a label what is wrong with it."""
         if wrong:
             found = self.labels
             rows = np.flatnonzero(np.isin(codes, [code for code, label in enumerate(found) if label in wrong]))
             for row in rows.tolist():
-                self.faults.add(self.where(row, lines), what.format(quote(found[codes[row]])))
+                shown = self.faults.count < SHOWN
+                self.faults.add(self.where(row, lines), what(found[codes[row]]) if shown else "")
             self.faults.check(self.source)
 
     def _refuse_unknown(self, codes: Int64, lines: npt.NDArray[Any], known: Sequence[str]) -> None:
@@ -243,8 +258,7 @@ class Rows:
         found, first, counts = np.unique(codes, return_index=True, return_counts=True)
         rows = sorted(zip(first.tolist(), found.tolist(), counts.tolist(), strict=True))
         for row, label, count in ((r, self.labels[code], n) for r, code, n in rows if self.labels[code] in unknown):
-            near = difflib.get_close_matches(label, known, n=1) if self.faults.count < SHOWN else []
-            remedy = f"did you mean {near[0]!r}?" if near else f"it knows {some(known)}"
+            remedy = did_you_mean(label, known, f"it knows {some(known)}") if self.faults.count < SHOWN else ""
             times = f" ({count} rows)" if count > 1 else ""
             self.faults.add(
                 self.where(row, lines), f"the model does not know the label {quote(label)}{times}; {remedy}"
@@ -281,8 +295,9 @@ class Rows:
                 )
         hint = "; folders are separated by / here, not by \\" if any("\\" in name for name in names) else ""
         if len(gone) == len(paths):
+            others = f", nor does any other of the {len(paths)} files" if len(paths) > 1 else ""
             raise DataError(
-                f"{self.source}: {names[0]} does not exist, nor does any other of the {len(paths)} files; "
+                f"{self.source}: {names[0]} does not exist{others}; "
                 f"paths are relative to {relative_to or 'the current folder'}{hint}"
             )
         inside = os.path.join(base or self.source, "")
@@ -292,7 +307,8 @@ class Rows:
         )
         more = f" and {len(gone) - len(names)} more" if len(gone) > len(names) else ""
         return [
-            f"{self.source}: {len(gone)} of {len(paths)} files are missing and will count as failed: "
+            f"{self.source}: {len(gone)} of {counted(len(paths), 'file')} {'is' if len(gone) == 1 else 'are'} missing "
+            "and will count as failed: "
             f"{shown}{more}{hint}"
         ]
 
@@ -331,7 +347,8 @@ class Rows:
             return np.arange(len(paths), dtype=np.int64), []
         shown = ", ".join(self.where(row, lines) for row in dropped[:SHOWN])
         more = f" and {len(dropped) - SHOWN} more" if len(dropped) > SHOWN else ""
-        note = f"{self.source}: left out {len(dropped)} rows that repeat an earlier one ({shown}{more})"
+        repeat = f"{counted(len(dropped), 'row')} that repeat{'s' * (len(dropped) == 1)} an earlier one"
+        note = f"{self.source}: left out {repeat} ({shown}{more})"
         return np.flatnonzero(keep).astype(np.int64), [note]
 
 

@@ -33,6 +33,11 @@ def some(names: Sequence[str], limit: int = 5) -> str:
     return shown + (f" and {len(names) - limit} more" if len(names) > limit else "")
 
 
+def counted(n: int, thing: str) -> str:
+    """A number of things, in the singular or plural."""
+    return f"{n:,} {thing if n == 1 else thing + ('es' if thing.endswith('s') else 's')}"
+
+
 class _Packed(NamedTuple):
     """N byte strings end to end."""
 
@@ -283,6 +288,8 @@ class ClipTable:
     """(N,) frames that the list says a clip has; 0 = it does not say. None = it says so of none."""
     notes: tuple[str, ...] = ()
     """What was left out while reading, one line each, to be shown to the user."""
+    base: str | None = None
+    """Folder that stands before the paths that the data itself gives; "" = none does. None = it is not known."""
 
     def __post_init__(self) -> None:
         n = len(self.paths)
@@ -350,6 +357,7 @@ class ClipTable:
             splits=None if self.splits is None else self.splits.take(at),
             groups=None if self.groups is None else self.groups.take(at),
             frame_counts=None if self.frame_counts is None else self.frame_counts[at],
+            base=self.base,
         )
 
     def in_split(self, split: str) -> ClipTable:

@@ -18,7 +18,7 @@ from vireo.data.annotations import split_format
 from vireo.data.formats import JESTER_WORDS, SSV1_WORDS, SSV2_WORDS, ssv2_labels
 from vireo.data.labels import read_label_map
 from vireo.data.official import CLIP_ID, Clip, find_media, lines_of, locate, read_json, require
-from vireo.data.table import ClipTable, StringColumn, some
+from vireo.data.table import ClipTable, StringColumn, counted, some
 from vireo.errors import DataError
 
 
@@ -115,7 +115,8 @@ def read_unlabelled(data: str, *, label_names: Sequence[str], modality: str = "r
             "it, as videos or folders of frames"
         )
     missing = [one for one, path in zip(ids, paths, strict=True) if path is None]
-    notes = (f"{file}: {len(missing)} clips are not there: {some(missing)}",) if missing else ()
+    are = "is" if len(missing) == 1 else "are"
+    notes = (f"{file}: {counted(len(missing), 'clip')} {are} not there: {some(missing)}",) if missing else ()
     nowhere = np.full(len(ids), np.nan)
     table = ClipTable(
         paths=StringColumn(path or os.path.join(root, clip.expected) for path, clip in zip(paths, clips, strict=True)),
