@@ -23,12 +23,13 @@ from vireo.data.annotations import read_table
 from vireo.data.order import PAIRS, OrderConfig, make_order
 from vireo.data.transforms import eval_size
 from vireo.errors import StorageError, UnknownNameError, UsageError
+from vireo.explain import pictures
 from vireo.explain.cam import grad_cam
 from vireo.explain.command import explain_command
 from vireo.explain.explanation import Seen, explain, parts_of, read_seen
 from vireo.explain.movie import write_mp4
 from vireo.explain.occlude import occlusion
-from vireo.explain.pictures import choose_points, chosen, frames_of, overlay
+from vireo.explain.pictures import Sheet, choose_points, chosen, frames_of, overlay
 from vireo.model import Recognizer, create_model, from_config
 from vireo.shapes import split_time
 from vireo.temporal.base import Gated
@@ -202,6 +203,25 @@ def test_layers_with_channels_last_and_layers_with_time() -> None:
 
     fe = create_model("fe", "resnet10t", num_classes=3, num_frames=4).eval()
     assert grad_cam(fe, clips_for(fe, 1), layer="layer3.0.conv1.conv1").maps.shape == (1, 4, 64, 96)  # (N, C, T, h, w)
+
+
+@pytest.mark.parametrize("method", ["gradcam", "hirescam"])
+def test_rounding_is_no_heat(method: str) -> None:
+    # Three equal maps with weights 0.1, 0.2 and -0.3: nothing speaks for the class, but float32 does not add up to 0.
+    torch.manual_seed(0)
+    net = Tiny(frames=2)
+    with torch.no_grad():
+        net.late.weight[1:3], net.late.bias[1:3] = net.late.weight[:1], net.late.bias[:1]  # type: ignore[index]
+    model = recognizer(net, 2, classes=2)
+    with torch.no_grad():
+        model.classifier.weight.zero_()
+        model.classifier.weight[0, :3] = torch.tensor([0.1, 0.2, -0.3])
+        model.classifier.weight[1, :3] = torch.tensor([0.1, 0.2, -0.299])
+    clips = clips_for(model, 1, 32, 32)
+    features = F.relu(net.late(torch.tanh(net.early(model._images(clips)))))
+    assert float((features * model.classifier.weight[0][:, None, None]).sum(dim=1).detach().abs().max()) > 0
+    assert float(grad_cam(model, clips, 0, layer="late", method=method).maps.max()) == 0  # type: ignore[arg-type]
+    assert float(grad_cam(model, clips, 1, layer="late", method=method).maps.max()) == 1  # type: ignore[arg-type]
 
 
 def test_targets() -> None:
@@ -603,9 +623,52 @@ def test_videos_of_one_name_have_folders_of_their_own(videos: Path, checkpoints:
 
 def test_flow_is_explained_too(checkpoints: Path, tmp_path: Path) -> None:
     clip = tmp_path / "wave.npy"
-    np.save(clip, np.random.default_rng(0).integers(0, 256, (9, 2, 40, 40), dtype=np.uint8))
-    assert explain_command(checkpoints / "flow.safetensors", [clip], out=tmp_path / "out", device="cpu") == 0
-    assert {path.name for path in (tmp_path / "out" / "wave").iterdir()} == {"strip.png", "heat.mp4"}
+    fields = np.full((9, 2, 40, 40), 128, dtype=np.uint8)  # still, but for a square that goes to the right, then left
+    fields[:5, 0, 10:30, 10:30], fields[5:, 0, 10:30, 10:30] = 190, 66
+    np.save(clip, fields)
+    model, out = checkpoints / "flow.safetensors", tmp_path / "out"
+    assert explain_command(model, [clip], against=model, out=out, device="cpu") == 0
+    assert {path.name for path in (out / "wave").iterdir()} == {"strip.png", "heat.mp4"}
+    found = explain(load_checkpoint(model), clip)
+    assert found.seen.frame_count == 8 and found.heat is not None and found.heat.shape == (3, 32, 32)
+    shown = frames_of(found.seen.clip).astype(int)
+    right, left = shown[0, 16, 16], shown[2, 16, 16]
+    assert right[0] > right[2] + 100 and left[2] > left[0] + 50 and shown[:, 0, 0].min() > 240
+    _, frames = film(out / "wave" / "heat.mp4")  # the square stands on the film's left, in its colour
+    red, _, blue = frames[0][74 + 140 : 74 + 180, 16 + 140 : 16 + 180].reshape(-1, 3).mean(axis=0)
+    assert red > blue + 80
+
+
+@pytest.mark.parametrize("fields", [1, 2, 5])
+def test_the_middle_field_of_a_stack_is_shown(fields: int) -> None:
+    clip = torch.full((1, 2 * fields, 4, 4), 128, dtype=torch.uint8)
+    for i in range(fields):
+        clip[0, 2 * i] = 200 if i == fields // 2 else 56
+    red, _, blue = frames_of(clip)[0, 2, 2].astype(int)
+    assert red > blue + 100
+
+
+def test_no_heat_is_said_and_not_drawn(
+    videos: Path, checkpoints: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = create_model("tsn", "resnet10t", num_classes=2, num_frames=4)
+    nn.init.zeros_(model.classifier.weight)
+    save_checkpoint(tmp_path / "cold.safetensors", model, labels=LABELS, view=ViewConfig(size=32), provenance={})
+    written: list[str] = []
+    write = Sheet.text
+    monkeypatch.setattr(
+        Sheet, "text", lambda self, x, y, text, **look: written.append(text) or write(self, x, y, text, **look)
+    )
+    drawn: list[Tensor] = []
+    monkeypatch.setattr(pictures, "overlay", lambda frames, heat: drawn.append(heat) or overlay(frames, heat))
+    video = sorted(videos.rglob("*.mp4"))[0]
+    out = tmp_path / "out"
+    warm = checkpoints / "tsn.safetensors"
+    assert explain_command(tmp_path / "cold.safetensors", [video], against=warm, out=out, device="cpu") == 0
+    said = [text for text in written if text.startswith("no heat")]
+    assert len(said) == 2 and all(LABELS[0] in text for text in said)  # on the strip and on the film
+    assert len(drawn) == 1 and float(drawn[0].max()) == 1  # of the strip's rows the other model's alone
+    assert {path.name for path in (out / video.stem).iterdir()} == {"strip.png", "heat.mp4"}
 
 
 def test_what_a_model_has() -> None:

@@ -22,6 +22,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from torchvision.io import decode_jpeg
 
 from tests.browser_tools import CHROMIUM, Browser
 from tests.video_tools import write_video
@@ -346,6 +347,34 @@ def test_the_fifth_best_of_five_classes_is_no_result(run: Path) -> None:
     assert "Top-5" not in figures(one) and "Top-4" not in figures(one)
     labels, counts = tuple(map(str, range(6))), np.eye(6, dtype=np.int64)
     assert "Top-5 accuracy" in figures(replace(one, labels=labels, confusion=counts))
+
+
+def test_clips_of_flow_are_shown_by_the_colour_of_their_motion(tmp_path: Path) -> None:
+    data, run = tmp_path / "data", tmp_path / "run"
+    for label, value in (("left", 60), ("right", 200)):
+        (data / label).mkdir(parents=True)
+        for i in range(3):
+            fields = np.full((6, 2, 40, 60), 128, np.uint8)
+            fields[:, 0, 10:30, 10:50] = value
+            np.save(data / label / f"{i}.npy", fields)
+    table = read_table(data, modality="flow")
+    truth = torch.from_numpy(table.labels)
+    scores = Scores(logits=torch.eye(2)[1 - truth], labels=truth, indices=torch.arange(6), failures=())
+    found = measure(scores, table.label_names, {"checkpoint": "tsn", "split": "all"})
+    write_evaluation(replace(found, clip_scores=tabulate(scores, table, "flow")), run / "best.eval")
+    written = write_run_report(run, data=str(data), workers=0)
+    assert written.notes == ()
+    text = written.path.read_text("utf-8")
+    check(text)
+    pictures = re.findall(r"data:image/jpeg;base64,([^\"]+)", text)
+    assert len(pictures) == 2 * EACH * FRAMES
+    colours = []
+    for picture in pictures:
+        shown = decode_jpeg(torch.frombuffer(bytearray(base64.b64decode(picture)), dtype=torch.uint8)).float()
+        assert shown[:, 2, 2].min() > 235 and shown.shape[-1] > shown.shape[-2]  # no motion is white
+        middle = shown[:, shown.shape[1] // 2, shown.shape[2] // 2]
+        colours.append("red" if middle[0] > middle[2] + 80 else "blue" if middle[2] > middle[0] + 40 else "?")
+    assert sorted(set(colours)) == ["blue", "red"] and colours.count("red") == EACH * FRAMES
 
 
 # --- models side by side ------------------------------------------------------------------------------

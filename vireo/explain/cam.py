@@ -42,6 +42,7 @@ from vireo.model import Recognizer, evaluating
 Method = Literal["gradcam", "gradcam++", "hirescam"]
 METHODS: dict[str, str] = {"gradcam": "Grad-CAM", "gradcam++": "Grad-CAM++", "hirescam": "HiResCAM"}
 """Names and how they are written."""
+_ROUNDING = 1e-5  # of a float32 sum of up to some thousand terms, as a share of what their sizes add up to
 
 
 class Heat(NamedTuple):
@@ -49,7 +50,7 @@ class Heat(NamedTuple):
 
     maps: Tensor
     """(N, T, H, W) float32 in [0, 1], of the clips' size. Each clip's highest value is 1; all are 0 where nothing
-    speaks for the class."""
+    speaks for the class, and where what does is no more than rounding."""
     targets: Tensor
     """(N,) int64: the class that is explained."""
     logits: Tensor
@@ -96,10 +97,13 @@ def grad_cam(
         raise UsageError(f"layer {path!r} has no part in the scores; name one that has")
     maps, slopes = (_per_frame(x.detach(), len(clips), channels_last) for x in (features, gradient))
     if method == "hirescam":
-        heat = (slopes * maps).sum(dim=2).relu()
+        weights = slopes
     else:
-        weights = slopes.mean(dim=(3, 4)) if method == "gradcam" else _plus_plus(maps, slopes)
-        heat = torch.einsum("ntc,ntchw->nthw", weights, maps).relu()
+        weights = (slopes.mean(dim=(3, 4)) if method == "gradcam" else _plus_plus(maps, slopes))[..., None, None]
+    terms = weights * maps
+    heat = terms.sum(dim=2).relu()
+    # Where all terms of a sum cancel, what is left is rounding: scaled up it would be a picture of noise.
+    heat = torch.where(heat > _ROUNDING * terms.abs().sum(dim=2), heat, 0.0)
     size = (clips.shape[1], *clips.shape[-2:])
     heat = F.interpolate(heat.unsqueeze(1), size=size, mode="trilinear", align_corners=False).squeeze(1)
     peak = heat.amax(dim=(1, 2, 3), keepdim=True)
@@ -176,7 +180,8 @@ def _find_layer(model: Recognizer, clips: Tensor, layer: str | None) -> tuple[st
     if layer is None:
         if not maps:
             raise UsageError(
-                f"{model.config.backbone} has no feature maps (or takes one size only): no heat maps of it"
+                f"{model.config.backbone} has no feature maps (or takes one size only): no heat maps of it; "
+                "`vireo explain --what occlusion` shows which frames count"
             )
         layer = list(maps)[-1]
     if layer not in maps:

@@ -62,6 +62,11 @@ class Explanation:
     visuals: dict[str, Tensor] = field(default_factory=dict)
     """Of the model's modules: gates, key points, differences; as `Outputs.visuals`, of the one clip."""
 
+    @property
+    def is_cold(self) -> bool:
+        """Whether heat was asked for and there is none anywhere: nothing speaks for the class."""
+        return self.heat is not None and not bool(self.heat.any())
+
     def as_dict(self) -> dict[str, Any]:
         """Plain data for JSON; heat as each frame's share of it."""
         plain: dict[str, Any] = {

@@ -106,10 +106,12 @@ def _background(name: str, both: Sequence[Explanation]) -> UInt8:
         sheet.text(left(i), 0.1, shorten(e.model, 40), fontsize=8.5, weight="bold", color=colour)
         label, probability = e.prediction.top[0]
         sheet.text(left(i), 0.27, f"says {shorten(label, 32)}, {100 * probability:.0f} %", fontsize=8, color=INK)
-        if e.target != label or e.target != first.target:
-            sheet.text(
-                left(i), 0.41, f"{shorten(e.target, 32)}: {100 * e.probability:.0f} %", fontsize=7.5, color=MUTED
-            )
+        told = ""
+        if e.is_cold:
+            told = f"no heat: nothing speaks for {shorten(e.target, 32)}"
+        elif e.target != label or e.target != first.target:
+            told = f"{shorten(e.target, 32)}: {100 * e.probability:.0f} %"
+        sheet.text(left(i), 0.41, told, fontsize=7.5, color=MUTED)
     return sheet.pixels()
 
 

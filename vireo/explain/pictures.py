@@ -25,6 +25,7 @@ UInt8 = NDArray[np.uint8]
 MOST_COLUMNS = 10  # frames beside each other; of longer clips every so-manieth is shown
 AGAINST = COLOURS[1]
 _MARGIN, _GUTTER, _GAP = 0.22, 1.2, 0.05  # inches
+_COLD = 0.5  # of a row that says that there is no heat
 
 
 # --- frames -----------------------------------------------------------------------------------------------------------
@@ -133,11 +134,12 @@ def strip_png(name: str, explanation: Explanation, against: Explanation | None =
     cell = min(1.45, max(0.9, 11.6 / count))
     low = all(e.drops is None or float(e.drops.abs().max()) < 0.02 for e in both)  # nothing to see
     bars = 0.36 if low else 0.72
-    rows = [(e.heat is not None, e.drops is not None) for e in both]
+    heats = [_COLD if e.is_cold else cell if e.heat is not None else -_GAP for e in both]
     width = max(2 * _MARGIN + _GUTTER + count * (cell + _GAP), 7.0)
     notes = [part for note in _notes(both) for part in textwrap.wrap(note, int((width - 2 * _MARGIN) / 0.068))]
     header, foot = 0.52 + 0.24 * len(both), 0.24 + 0.16 * len(notes)
-    height = header + cell + 0.24 + sum(h * (cell + _GAP) + d * (bars + 0.14) for h, d in rows) + foot
+    height = header + cell + 0.24 + sum(h + _GAP for h in heats) + foot
+    height += sum(bars + 0.14 for e in both if e.drops is not None)
     sheet = Sheet(width, height)
     _header(sheet, name, both)
     top = header
@@ -149,16 +151,20 @@ def strip_png(name: str, explanation: Explanation, against: Explanation | None =
         sheet.picture(at, top, cell, cell, shown[t])
         sheet.text(at + cell / 2, top + cell + 0.05, _place(explanation, t), ha="center", fontsize=7, color=MUTED)
     top += cell + 0.24
-    for e, colour in zip(both, (ACCENT, AGAINST), strict=False):
+    for e, colour, tall in zip(both, (ACCENT, AGAINST), heats, strict=False):
         own = [
             min(len(e.seen.clip) - 1, int((t + 0.5) * len(e.seen.clip) / len(explanation.seen.clip))) for t in columns
         ]
         if e.heat is not None:
-            hot = overlay(frames_of(e.seen.clip), e.heat)
-            _row_title(sheet, top, cell, _words(e.model), colour)
-            for column, t in enumerate(own):
-                sheet.picture(left + column * (cell + _GAP), top, cell, cell, hot[t])
-            top += cell + _GAP
+            _row_title(sheet, top, tall, _words(e.model), colour)
+            if e.is_cold:
+                told = f"no heat: nothing in this layer speaks for “{shorten(e.target, 40)}”"
+                sheet.text(left, top + tall / 2, told, va="center", color=MUTED)
+            else:
+                hot = overlay(frames_of(e.seen.clip), e.heat)
+                for column, t in enumerate(own):
+                    sheet.picture(left + column * (cell + _GAP), top, cell, cell, hot[t])
+            top += tall + _GAP
         if e.drops is not None:
             axes = sheet.axes(left, top + 0.04, count * (cell + _GAP) - _GAP, bars)
             _bars(axes, e.drops, colour)
