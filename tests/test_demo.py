@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -20,6 +23,22 @@ def test_the_demo_runs_to_its_report_and_again(tmp_path: Path, capsys: pytest.Ca
         tsn = json.loads((out / "tsn" / "eval" / "evaluation.json").read_text())
         assert tsn["top1"] <= 0.5 and tsn["split"] == "test" and tsn["failed"] == 0
     assert str(out / "report.html") in capsys.readouterr().out.replace("\n", "")
+
+
+def test_sigterm_ends_it_as_ctrl_c_does(tmp_path: Path) -> None:
+    out = tmp_path / "demo"
+    process = subprocess.Popen(
+        [sys.executable, "-m", "vireo", "demo", "--out", str(out), "--clips", "20000"],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+    )
+    until = time.monotonic() + 120
+    while not any(out.rglob("*.mp4")) and time.monotonic() < until:
+        time.sleep(0.1)
+    process.terminate()
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 130 and b"interrupted" in said
+    assert not [path for path in out.rglob("*") if path.name.endswith((".part", ".tmp"))]
 
 
 def test_a_folder_with_other_things_is_left_alone(tmp_path: Path) -> None:

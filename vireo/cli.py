@@ -8,8 +8,11 @@ from __future__ import annotations
 import json as jsonlib
 import os
 import re
+import signal
 import sys
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from io import TextIOWrapper
 from pathlib import Path
@@ -1081,7 +1084,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         args.remove("--debug")
     keep_memory()
     try:
-        code = run(args)
+        with sigterm_interrupts():
+            code = run(args)
         sys.stdout.flush()
         return code
     except SystemExit as stop:  # jsonargparse after --print-config; rich where a pipe is closed
@@ -1107,6 +1111,24 @@ def run(args: list[str]) -> int:
         words.append(args.pop(0))
         if not under(words):
             raise UsageError(unknown_verb(words))
+@contextmanager
+def sigterm_interrupts() -> Iterator[None]:
+    """SIGTERM ends a command as Ctrl-C does: what is half written goes, and it is said."""
+
+    def interrupt(number: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    in_main = threading.current_thread() is threading.main_thread()  # elsewhere, whoever runs us handles signals
+    if not in_main or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+        yield
+        return
+    signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
     name = " ".join(words)
     if name in VERBS:
         from vireo.parser import CommandLineError, Parser
