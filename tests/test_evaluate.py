@@ -5,7 +5,9 @@ from __future__ import annotations
 import csv
 import json
 import math
+import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,8 +16,9 @@ from sklearn.metrics import balanced_accuracy_score, confusion_matrix, top_k_acc
 from torch import nn
 from torchmetrics.functional.classification import multiclass_calibration_error
 
-from tests.video_tools import write_class_folders
-from vireo.checkpoint import Checkpoint
+from tests.video_tools import write_class_folders, write_video
+from vireo import cli
+from vireo.checkpoint import Checkpoint, save_checkpoint
 from vireo.config import ViewConfig
 from vireo.data.annotations import read_table
 from vireo.data.dataset import Batch, Failure
@@ -25,8 +28,11 @@ from vireo.devices import choose_device
 from vireo.errors import DataError, UsageError
 from vireo.evaluate import evaluate
 from vireo.evaluation import Scores, find_slowest, measure, write_evaluation
+from vireo.files import write_json
 from vireo.model import create_model
-from vireo.scoring import choose_split, score_clips
+from vireo.report.reading import read_evaluation
+from vireo.runs import write_clips
+from vireo.scoring import choose_split, count_trained_on, score_clips
 from vireo.statistics import bootstrap_mean
 
 LABELS = tuple("abcdefg")
@@ -196,6 +202,140 @@ def test_the_slowest_clips_are_named(tmp_path) -> None:
     assert find_slowest(untimed, table) == ()
     with pytest.raises(ValueError, match="3 seconds of 4 clips"):
         replace(scores, seconds=(1.0,) * 3)
+
+
+def run_of(folder: Path, data: Path, **provenance: object) -> Path:
+    """A checkpoint in the folder of a run that was trained on this data, a third of it set aside."""
+    folder.mkdir()
+    torch.manual_seed(0)
+    model = create_model("tsn", "resnet10t", num_classes=2, num_frames=2)
+    file, table = folder / "best.safetensors", read_table(data)
+    settings = {"val_fraction": 0.3, "seed": 0}
+    facts = {"data_hash": table.digest(), "config": settings, **provenance}
+    save_checkpoint(file, model, labels=("a", "b"), view=ViewConfig(size=32), provenance=facts)
+    write_clips(folder, split_table(table, **settings))
+    return file
+
+
+def test_clips_that_were_trained_on_are_counted(tmp_path, capsys) -> None:
+    data = write_class_folders(tmp_path / "clips", {"a": 5, "b": 5}, frames=4)
+    file = run_of(tmp_path / "run", data)
+    line = ["eval", str(file), "--workers", "0"]
+    assert "trained_on" not in evaluate(file, data, workers=0).header  # what training set aside, by the hash
+    for name in ("a", "b"):
+        write_video(data / name / "new.mp4", 4)
+    in_val = [clip for clip in (tmp_path / "run" / "clips.csv").read_text().splitlines() if ",val," in clip]
+    trained_on = 10 - len(in_val)
+    assert cli.main([*line, "--data", str(data), "--json"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert (said["split"], said["expected"], said["trained_on"]) == ("all", 12, trained_on)
+    assert f"{trained_on} of the 12 clips were trained on" in said["data_notes"][-1]
+    assert cli.main([*line, "--data", str(data)]) == 0
+    remedy = f"--data {tmp_path / 'run' / 'clips.csv'} --split val takes those that training set aside"
+    assert remedy in capsys.readouterr().out
+    assert cli.main([*line, *remedy.split(" takes")[0].split(), "--json"]) == 0  # and it does
+    said = json.loads(capsys.readouterr().out)
+    assert said["scored"] == len(in_val) and "trained_on" not in said and not said["data_notes"]
+    assert cli.main([*line, "--data", str(data), "--split", "val"]) == 1
+    told = capsys.readouterr().err
+    assert f"--data {tmp_path / 'run' / 'clips.csv'} has the parts" in told and "--split all" not in told
+
+
+def test_clips_that_were_trained_on_are_known_where_the_data_lies_elsewhere(tmp_path) -> None:
+    data = write_class_folders(tmp_path / "clips", {"a": 5, "b": 5}, frames=2)
+    run = run_of(tmp_path / "run", data).parent
+    rows = list(csv.DictReader((run / "clips.csv").open()))
+    trained = sum(row["split"] == "train" for row in rows)
+    (tmp_path / "link").symlink_to(data)
+    assert count_trained_on(read_table(data), run) == count_trained_on(read_table(tmp_path / "link"), run) == trained
+    copy = tmp_path / "copy"
+    shutil.copytree(data, copy)
+    assert count_trained_on(read_table(copy), run) == 0  # other files, while those of the run are there
+    shutil.rmtree(data)
+    assert count_trained_on(read_table(copy), run) == trained
+    (copy / "b").rename(copy / "c")
+    assert count_trained_on(read_table(copy), run) == sum(row["split"] + row["label"] == "traina" for row in rows)
+    assert count_trained_on(read_table(copy), tmp_path) == 0  # no run's folder
+    for text in ("path,label\nx,y\n", "path,label,split,start,end\nx,y,train\n", "\0", ""):
+        (run / "clips.csv").write_text(text)
+        assert count_trained_on(read_table(copy), run) == 0
+
+
+def test_cuts_of_one_file_are_told_apart(tmp_path) -> None:
+    (tmp_path / "v.mp4").write_bytes(b"x")
+    (tmp_path / "d.csv").write_text(
+        "path,label,start,end,split\nv.mp4,a,0,1.5,train\nv.mp4,b,2,,train\nv.mp4,a,4,5,val\n"
+    )
+    table = read_table(tmp_path / "d.csv")
+    write_clips(tmp_path, split_table(table, val_fraction=0.5, seed=0))
+    assert [count_trained_on(table.select([i]), tmp_path) for i in range(3)] == [1, 1, 0]
+
+
+def test_an_evaluation_that_ends_early_leaves_the_earlier_one_whole(tmp_path) -> None:
+    data = write_class_folders(tmp_path / "clips", {"a": 4, "b": 4}, frames=4)
+    (data / "a" / "a_0.mp4").write_bytes(b"broken")
+    line = ["eval", str(run_of(tmp_path / "run", data)), "--data", str(data), "--split", "all", "--workers", "0"]
+    out = tmp_path / "run" / "best.eval"
+    assert cli.main(line) == 0
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    assert {"evaluation.json", "failed.csv"} < set(before)
+    for i in range(1, 4):
+        (data / "a" / f"a_{i}.mp4").write_bytes(b"broken")
+    assert cli.main(line) == 1
+    after = {path.name: path.read_bytes() for path in out.iterdir()}
+    assert after.pop("failed-aborted.csv") and after == before
+    assert len((out / "failed-aborted.csv").read_text().splitlines()) == 5  # the heading, and a batch with four
+    assert cli.main([*line, "--max-failed", "4"]) == 0
+    assert not (out / "failed-aborted.csv").exists()
+    assert len((out / "failed.csv").read_text().splitlines()) == 5
+
+
+def test_confusion_of_many_classes_is_stated_by_its_cells(tmp_path) -> None:
+    count = 1001
+    labels = torch.randint(0, count, (300,), generator=torch.Generator().manual_seed(0))
+    logits = torch.nn.functional.one_hot((labels + torch.arange(300) % 3) % count, count).float()
+    scores = Scores(logits=logits, labels=labels, indices=torch.arange(300), failures=())
+    found = measure(scores, tuple(f"class {i}" for i in range(count)), {"checkpoint": "x"})
+    files = write_evaluation(found, tmp_path)
+    stated = json.loads(files["json"].read_text())["confusion"]
+    assert stated["classes"] == count and sum(n for *_, n in stated["cells"]) == 300
+    assert all(found.confusion[true, predicted] == n > 0 for true, predicted, n in stated["cells"])
+    np.testing.assert_array_equal(read_evaluation(tmp_path).confusion, found.confusion)
+    for change, says in (
+        ({"cells": [[0, count, 300]]}, "a cell outside"),
+        ({"cells": [[0, 0, -1]]}, "a confusion matrix of 1001 classes"),
+        ({"cells": [[0, 0]]}, "a confusion matrix of 1001 classes"),
+        ({"classes": 1 << 40}, "a confusion matrix of 1099511627776 classes"),
+        ({"cells": [[0, 0, 299]]}, "300 clips scored, 299 in the confusion matrix"),
+    ):
+        whole = json.loads(files["json"].read_text())
+        whole["confusion"] |= change
+        (tmp_path / "bad").mkdir(exist_ok=True)
+        (tmp_path / "bad" / "evaluation.json").write_text(json.dumps(whole))
+        with pytest.raises(DataError, match=says):
+            read_evaluation(tmp_path / "bad")
+
+
+def test_rows_of_numbers_are_lines(tmp_path) -> None:
+    found = measure(random_scores(1), LABELS, {"checkpoint": "x"})
+    text = write_evaluation(found, tmp_path)["json"].read_text()
+    assert json.loads(text)["confusion"] == found.confusion.tolist()
+    lines = [line.strip().rstrip(",") for line in text.splitlines()]
+    assert all(json.dumps(row) in lines for row in found.confusion.tolist())
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        {"a": [], "b": {}, "c": [[], {}], "d": [1, [2, 'x\n"é']], "e": None, "f": {"g": [{"h": (1.5, True)}, "i"]}},
+        [],
+        [[1, 2], [3]],
+        "text",
+    ],
+)
+def test_json_is_what_the_library_writes(tmp_path, value: object) -> None:
+    text = write_json(tmp_path / "x.json", value).read_text(encoding="utf-8")
+    assert json.loads(text) == json.loads(json.dumps(value)) and text.endswith("\n")
 
 
 def test_unknown_device_is_a_usage_error() -> None:

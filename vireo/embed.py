@@ -427,7 +427,7 @@ def embed_command(
     loaded = load_checkpoint(checkpoint, device=target)
     modality = loaded.model.config.modality
     whole = read_table(data, modality=modality)
-    notes, (table, part) = whole.notes, choose_split(whole, split, loaded.provenance)
+    notes, (table, part) = whole.notes, choose_split(whole, split, loaded.provenance, checkpoint.parent)
     if len(set(labels)) > len(plots.COLOURS):
         raise UsageError(f"labels are {len(set(labels))}; no more than {len(plots.COLOURS)} colours can be told apart")
     if map == "tsne" and len(table) < _TSNE_LEAST:

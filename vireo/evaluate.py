@@ -37,10 +37,14 @@ from vireo.evaluation import (
 from vireo.files import write_failures, write_json
 from vireo.official_splits import SPLITS, SplitsResult, print_splits, read_splits, splits_of, write_splits
 from vireo.probe import frame_orders, probe_order
-from vireo.scoring import ScoreConfig, all_alike, choose_split, score_table
+from vireo.run_files import CLIPS
+from vireo.scores import EVALUATION
+from vireo.scoring import ScoreConfig, all_alike, choose_split, count_trained_on, score_table
 from vireo.submission import write_submission
 
-SUBMISSION = "predictions.csv"
+SUBMISSION, PREDICTIONS = "predictions.csv", "predictions.json"
+ABORTED = "failed-aborted.csv"
+"""Clips that ended an evaluation, beside the result of an earlier one."""
 
 
 def evaluate(
@@ -118,9 +122,12 @@ def evaluate_part(
     split: str,
     config: ScoreConfig,
     team: Team | None = None,
+    *,
+    run: Path | None = None,
 ) -> Evaluation:
-    """As :func:`evaluate`."""
+    """As :func:`evaluate`; ``run`` is the folder of the run that a loaded checkpoint is from."""
     if not isinstance(checkpoint, Checkpoint):
+        run = Path(checkpoint).parent
         checkpoint = load_checkpoint(checkpoint)
     model = checkpoint.model
     if isinstance(data, ClipTable):
@@ -132,7 +139,7 @@ def evaluate_part(
             "The table's label names, or their order, are not the model's; read it with "
             "read_table(data, label_names=checkpoint.labels)"
         )
-    notes, (table, part) = table.notes, choose_split(table, split, checkpoint.provenance)
+    notes, (table, part) = list(table.notes), choose_split(table, split, checkpoint.provenance, run)
     shuffle, reverse, single = config.shuffle_frames, config.reverse_frames, config.single_frame
     orders = frame_orders(model.num_frames, shuffle=shuffle, reverse=reverse, single=single, seed=config.seed)
     if orders and model.num_frames == 1:
@@ -140,7 +147,13 @@ def evaluate_part(
     (straight, *others), header = score_table(
         checkpoint, table, config, team, orders=[None, *(order for _, order in orders)]
     )
-    header |= {"split": part, "data_notes": list(notes)}
+    if run is not None and part != "train" and (seen := count_trained_on(table, run)):
+        header["trained_on"] = seen
+        notes.append(
+            f"{seen} of the {len(table)} clips were trained on, so the figures say little of new ones; --data "
+            f"{run / CLIPS} --split val takes those that training set aside"
+        )
+    header |= {"split": part, "data_notes": notes}
     if not isinstance(data, ClipTable):
         header["data"] = str(data)
     with all_alike(team):
@@ -208,7 +221,7 @@ def write_predictions(found: Predictions, labels: tuple[str, ...], out: Path) ->
         official=found.test.official,
         numbers=found.test.format == "ssv2",
     )
-    write_json(out / "predictions.json", found.as_dict())
+    write_json(out / PREDICTIONS, found.as_dict())
     write_failures(out / "failed.csv", [(failure.path, failure.reason) for failure in found.failures])
     return path
 
@@ -300,7 +313,7 @@ def _command_of_one(
         if test is not None:
             found = predict_test(checkpoint, test, config, team)
             return _tell_predictions(found, checkpoint.labels, out, json=json) if first else 0
-        evaluation = evaluate_part(checkpoint, data, split, config, team)
+        evaluation = evaluate_part(checkpoint, data, split, config, team, run=path.parent)
     if not first:
         return 0
     # First the result, then the files: a full disk must not take the figures along.
@@ -350,10 +363,10 @@ def _command_of_splits(
     loaded = [load_checkpoint(path) for path in paths]
     tables = read_splits(names, loaded, [str(path) for path in paths])
     evaluations = []
-    for number, (checkpoint, table) in enumerate(zip(loaded, tables, strict=True), start=1):
+    for number, (path, checkpoint, table) in enumerate(zip(paths, loaded, tables, strict=True), start=1):
         folder = out / f"split-{number}"
         with _failures_kept(folder, first):
-            evaluations.append(evaluate_part(checkpoint, table, split, config, team))
+            evaluations.append(evaluate_part(checkpoint, table, split, config, team, run=path.parent))
         checkpoint.model.cpu()  # its successor needs the room
         if first:
             write_evaluation(evaluations[-1], folder)
@@ -376,12 +389,16 @@ def _beside(checkpoint: Path) -> Path:
 
 @contextmanager
 def _failures_kept(out: Path, first: bool) -> Iterator[None]:
-    """Name the clips that failed in ``failed.csv`` also where they are too many."""
+    """Name the clips that failed also where they are too many; in ``failed.csv``, if no earlier result lies there."""
     try:
         yield
     except TooManyFailuresError as error:
         if first:
             with writing(out):
                 out.mkdir(parents=True, exist_ok=True)
-            write_failures(out / "failed.csv", [(failure.path, failure.reason) for failure in error.failures])
+            kept = any((out / name).exists() for name in (EVALUATION, PREDICTIONS))
+            name = ABORTED if kept else "failed.csv"
+            write_failures(out / name, [(failure.path, failure.reason) for failure in error.failures])
         raise
+    if first:
+        write_failures(out / ABORTED, [])

@@ -54,6 +54,8 @@ from vireo.statistics import (
 ORDER, SLOWEST = "order.csv", "slowest.csv"
 MOST_SLOWEST = 100
 """Clips that slowest.csv names."""
+MOST_DENSE = 1000
+"""Classes up to which a confusion matrix is stated row by row; of more, only the cells that are not 0."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -214,9 +216,16 @@ class Evaluation:
                 }
                 for pair in self.confused
             ],
-            "confusion": self.confusion.tolist(),
+            "confusion": self.confusion.tolist() if len(self.classes) <= MOST_DENSE else _cells(self.confusion),
             "failures": [{"path": f.path, "reason": f.reason} for f in self.failures],
         }
+
+
+def _cells(confusion: NDArray[np.int64]) -> dict[str, Any]:
+    """A matrix that is almost empty, as its other cells."""
+    true, predicted = np.nonzero(confusion)
+    cells = np.stack([true, predicted, confusion[true, predicted]], axis=1)
+    return {"classes": len(confusion), "cells": cells.tolist()}
 
 
 def measure(scores: Scores, labels: tuple[str, ...], header: dict[str, Any], *, seed: int = 0) -> Evaluation:
@@ -309,8 +318,11 @@ def print_header(header: dict[str, Any], console: Console) -> None:
     )
     if (moved := header.get("frames_moved")) is not None:
         console.print(f"[dim]frames shown lie {moved:g} frames from those wanted, on average[/dim]", highlight=False)
-    for note in header["data_notes"]:
+    *notes, last = header["data_notes"] or [""]
+    for note in notes:
         console.print(Text(note, "dim"), soft_wrap=True)
+    if last:
+        console.print(Text(last, "yellow" if "trained_on" in header else "dim"), soft_wrap=True)
 
 
 def print_evaluation(evaluation: Evaluation, console: Console) -> None:

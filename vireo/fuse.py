@@ -239,7 +239,7 @@ def fuse_command(
     for path, stream in zip(scores, loaded, strict=True):
         if isinstance(stream, Checkpoint):
             where = data_for(path, stream, data, flow_data)
-            found = evaluate_part(stream, where, split, config).clip_scores
+            found = evaluate_part(stream, where, split, config, run=path.parent).clip_scores
             assert found is not None
             tables.append(found)
             stream.model.cpu()  # its successor needs the room

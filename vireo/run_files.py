@@ -293,6 +293,26 @@ def count_clips(run: Path) -> tuple[dict[str, int], str]:
     return counts, hashlib.sha256("\n".join(sorted(chosen)).encode("utf-8", "surrogateescape")).hexdigest()[:16]
 
 
+class Trained(NamedTuple):
+    """A clip that a run was trained on."""
+
+    path: str
+    label: str
+    start: str
+    """Seconds, as `repr` writes them; empty: none."""
+    end: str
+
+
+def read_trained(run: Path) -> list[Trained]:
+    """The clips of the training part in a run's ``clips.csv``; none if it can't be read."""
+    try:
+        rows = csv.DictReader(io.StringIO(read_text(run / CLIPS), newline=""))
+        found = [Trained(*(row[name] for name in Trained._fields)) for row in rows if row["split"] == "train"]
+    except (DataError, csv.Error, KeyError):
+        return []
+    return found if all(isinstance(cell, str) for row in found for cell in row) else []
+
+
 def read_text(path: Path) -> str:
     """A file of a run as text.
 

@@ -11,6 +11,8 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -42,6 +44,7 @@ from vireo.protocols import (
     find_protocol,
     many_views,
 )
+from vireo.run_files import CLIPS, read_trained
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -294,8 +297,13 @@ def frames_of(model: Recognizer) -> str:
     return f"{config.num_frames} " + ("frames" if config.modality == "rgb" else f"× {config.flow_fields} flow fields")
 
 
-def choose_split(table: ClipTable, split: str, provenance: dict[str, Any]) -> tuple[ClipTable, str]:
-    """The clips to score and the name of the part they are, by the rules of :func:`evaluate`."""
+def choose_split(
+    table: ClipTable, split: str, provenance: dict[str, Any], run: Path | None = None
+) -> tuple[ClipTable, str]:
+    """The clips to score and the name of the part they are, by the rules of :func:`evaluate`.
+
+    ``run`` is the folder of the run that the model is from, for a message.
+    """
     if split not in ("auto", "train", "val", "test", "all"):
         raise UsageError(f"split is {split!r}; use auto, train, val, test or all")
     if split == "all":
@@ -314,10 +322,37 @@ def choose_split(table: ClipTable, split: str, provenance: dict[str, Any]) -> tu
             return part, split
     if named:
         return table.in_split(split), split
+    remedy = "use a CSV with a split column, or --split all if the model has seen none of the clips"
+    if run is not None and (run / CLIPS).is_file():
+        remedy = f"--data {run / CLIPS} has the parts of the training"
     raise DataError(
         f"The data names no split and is not the list of clips the model was trained on, so it has no part "
-        f"{split!r}; use --split all, or a CSV with a split column"
+        f"{split!r}; {remedy}"
     )
+
+
+def count_trained_on(table: ClipTable, run: Path) -> int:
+    """How many clips of a table a run was trained on, by its ``clips.csv``; 0 where it has none that can be read.
+
+    Clips are the same by their path and cut. Where none of the run's files is there any more, as on another machine,
+    the last two parts of the path and the label stand for the path.
+    """
+    trained = read_trained(run)
+    if not trained:
+        return 0
+    moved = not any(os.path.exists(clip.path) for clip in trained[:: max(1, len(trained) // 100)])
+    real = cache(os.path.realpath)  # of folders: there are far fewer of them
+
+    def key(path: str, label: str, start: str, end: str) -> tuple[str, ...]:
+        folder, name = os.path.split(path)
+        return (os.path.basename(folder) if moved else real(folder), name, label if moved else "", start, end)
+
+    known, count = {key(*clip) for clip in trained}, 0
+    for index in range(len(table)):
+        clip = table.record(index)
+        cut = ("" if time is None else repr(time) for time in (clip.start, clip.end))
+        count += key(os.path.abspath(clip.path), table.label_names[clip.label], *cut) in known
+    return count
 
 
 def clip_loader(

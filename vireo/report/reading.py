@@ -35,6 +35,8 @@ MOST_EVALUATIONS = 6
 MOST_BYTES = 1 << 28
 """Of an evaluation.json: a confusion matrix of some 6000 classes."""
 MOST_CLASSES = 1 << 17
+MOST_MATRIX = 1 << 14
+"""Classes of a confusion matrix that a page has room for: 2 GiB of counts."""
 MOST_TABLE_BYTES, MOST_FAILURES, MOST_SLOWEST = 1 << 24, 1 << 18, 1000
 SLOWEST = "slowest.csv"
 ORDERS = {"shuffled": "frames shuffled", "reversed": "frames reversed", "single": "one frame only"}
@@ -303,7 +305,7 @@ def _parse(folder: Path, stated: dict[str, Any]) -> EvaluationRecord:
     if not 1 <= len(rows) <= MOST_CLASSES:
         raise _Unfit(f"{len(rows)} classes")
     labels = tuple(_text(_mapping(row, "a class")["label"], "a label") for row in rows)
-    confusion = np.asarray(stated["confusion"])
+    confusion = _matrix(stated["confusion"])
     if confusion.shape != (len(labels), len(labels)) or confusion.dtype.kind != "i" or (confusion < 0).any():
         raise _Unfit(f"a confusion matrix of {confusion.shape} for {len(labels)} classes")
     confusion = confusion.astype(np.int64)
@@ -335,6 +337,20 @@ def _parse(folder: Path, stated: dict[str, Any]) -> EvaluationRecord:
         failures=_failures(stated.get("failures", [])),
         outdated=_is_outdated(folder),
     )
+
+
+def _matrix(stated: Any) -> NDArray[Any]:
+    """A confusion matrix, stated by its rows; or, of many classes, by the cells that are not 0."""
+    if not isinstance(stated, dict):
+        return np.asarray(stated)
+    count, cells = _count(stated["classes"], "classes"), np.asarray(_list(stated["cells"], "cells"))
+    if count > MOST_MATRIX or cells.ndim != 2 or cells.shape[1] != 3 or cells.dtype.kind != "i" or (cells < 0).any():
+        raise _Unfit(f"a confusion matrix of {count} classes with cells of {cells.shape}")
+    if (cells[:, :2] >= count).any():
+        raise _Unfit(f"a cell outside the confusion matrix of {count} classes")
+    confusion = np.zeros((count, count), dtype=np.int64)
+    confusion[cells[:, 0], cells[:, 1]] = cells[:, 2]
+    return confusion
 
 
 def _is_outdated(folder: Path) -> bool:
