@@ -338,6 +338,35 @@ def test_json_is_what_the_library_writes(tmp_path, value: object) -> None:
     assert json.loads(text) == json.loads(json.dumps(value)) and text.endswith("\n")
 
 
+ESCAPE = "x\x1b]0;y\x07\x9b2J"  # would set the title of a terminal, and clear it
+
+
+def test_names_of_files_do_not_steer_the_terminal(tmp_path, capsys) -> None:
+    data = write_class_folders(tmp_path / f"clips{ESCAPE}", {"a": 3, "b": 3}, frames=4)
+    good, bad = (data / "a" / f"{name}{ESCAPE}.mp4" for name in ("good", "bad"))
+    write_video(good, 4)
+    bad.write_bytes(b"broken")
+    file = str(run_of(tmp_path / f"run{ESCAPE}", data))
+    told, found = "", str(Path(file).with_name("best.eval"))
+    decoding = ["--device", "cpu", "--workers", "0"]
+    for line, code in (
+        (["eval", file, "--data", str(data), "--split", "all", *decoding], 0),
+        (["eval", file, "--data", str(data), "--split", "all", "--on-error", "fail", *decoding], 1),
+        (["predict", file, str(good), str(bad), *decoding], 1),
+        (["predict", file, str(good), "--window", "0.1", *decoding], 0),
+        (["predict", file, str(bad), "--window", "0.1", *decoding], 1),
+        (["embed", file, "--data", str(data), "--map", "none", "--query", "b/b_0", *decoding], 0),
+        (["fuse", found, found], 0),
+        (["compare", found, found], 0),
+    ):
+        assert cli.main(line) == code
+        captured = capsys.readouterr()
+        told += captured.out + captured.err
+    assert not {"\x1b", "\x07", "\x9b"} & set(told)
+    for name in ("good", "bad", "clips", "run"):
+        assert f"{name}x?]0;y??2J" in told.replace("\n", "")
+
+
 def test_unknown_device_is_a_usage_error() -> None:
     for device in ("gpu", "cuda:99"):
         with pytest.raises(UsageError, match="not available here"):

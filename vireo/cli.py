@@ -1217,7 +1217,10 @@ def say(message: str, style: str = "") -> None:
 
 def complain(message: str, title: str = "error") -> None:
     """Print an error on stderr as it is: file names are not markup."""
-    text = Text.assemble((f"{title}: ", "bold red"), message)
+    from vireo.data.outputs import printable
+
+    lines = "\n".join(map(printable, message.split("\n")))
+    text = Text.assemble((f"{title}: ", "bold red"), lines)
     Console(stderr=True).print(text, soft_wrap=True)
 
 

@@ -470,7 +470,7 @@ def compare_command(
     _tell(found, changes, min_points, whole, json=json)
     _write(out, found, whole, changes, min_points, picture)
     if not json:
-        Console().print(f"[dim]written to {escape(str(out))}[/dim]", highlight=False, soft_wrap=True)
+        Console().print(f"[dim]written to {escape(printable(str(out)))}[/dim]", highlight=False, soft_wrap=True)
     return 0
 
 
@@ -636,7 +636,7 @@ def print_comparison(
     elif min_points > 0:
         console.print(f"no class changes by {min_points:g} points", highlight=False)
     for note in found.notes:
-        console.print(Text(note, "dim"), soft_wrap=True)
+        console.print(Text(printable(note), "dim"), soft_wrap=True)
 
 
 def _class_table(gains: Sequence[ClassChange], losses: Sequence[ClassChange]) -> Table:

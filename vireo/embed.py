@@ -701,19 +701,19 @@ def _print(result: Mapping[str, Any], out: Path, console: Console) -> None:
         soft_wrap=True,
     )
     for note in result["data_notes"]:
-        console.print(Text(note, "dim"), soft_wrap=True)
+        console.print(Text(printable(note), "dim"), soft_wrap=True)
     for failure in result["failures"][:10]:
         console.print(
-            Text.assemble(("failed", "red"), f" {printable(failure['path'])}: {failure['reason']}"), soft_wrap=True
+            Text.assemble(("failed", "red"), printable(f" {failure['path']}: {failure['reason']}")), soft_wrap=True
         )
     if result["failed"]:
         console.print(f"[red]{result['failed']} of {result['expected']} clips could not be read[/red]; see failed.csv")
     for answer in result["queries"]:
         console.print()
-        label = f" ({answer['label']})" if "label" in answer else ""
+        label = printable(f" ({answer['label']})") if "label" in answer else ""
         console.print(Text.assemble((printable(answer["query"]), "bold"), label), soft_wrap=True)
         if "error" in answer:
-            console.print(Text.assemble(("failed", "red"), f" {answer['error']}"), soft_wrap=True)
+            console.print(Text.assemble(("failed", "red"), printable(f" {answer['error']}")), soft_wrap=True)
             continue
         table = Table(box=None, padding=(0, 2, 0, 0), show_edge=False)
         table.add_column("similarity", justify="right")
@@ -724,8 +724,9 @@ def _print(result: Mapping[str, Any], out: Path, console: Console) -> None:
             about = Text(printable(near["clip"])), Text(printable(near["label"]), style)
             table.add_row(f"{near['similarity']:.3f}", *about)
         console.print(table)
+    names = ", ".join(Path(file).name for file in result["files"])
     console.print(
-        f"\n[dim]written to {escape(str(out))}: {', '.join(Path(file).name for file in result['files'])}[/dim]",
+        f"\n[dim]written to {escape(printable(str(out)))}: {names}[/dim]",
         highlight=False,
         soft_wrap=True,
     )

@@ -15,12 +15,14 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.markup import escape
+from rich.text import Text
 from torch import Tensor
 
 from vireo.checkpoint import Checkpoint, load_checkpoint
 from vireo.config import ReadConfig, Settings
 from vireo.data.annotations import read_table
 from vireo.data.faults import Failure, TooManyFailuresError
+from vireo.data.outputs import printable
 from vireo.data.table import ClipTable
 from vireo.data.unlabelled import UnlabelledTest, read_unlabelled
 from vireo.distributed import Team, launch, make_fabric, peers_may_be_gone
@@ -324,7 +326,9 @@ def _command_of_one(
         print_evaluation(evaluation, console)
     files = write_evaluation(evaluation, out)
     if not json:
-        console.print(f"confusion matrix: {escape(str(files['confusion']))}", highlight=False, soft_wrap=True)
+        console.print(
+            f"confusion matrix: {escape(printable(str(files['confusion'])))}", highlight=False, soft_wrap=True
+        )
     return 0
 
 
@@ -335,11 +339,8 @@ def _tell_predictions(found: Predictions, labels: tuple[str, ...], out: Path, *,
         return 0
     console = Console()
     print_header(found.header, console)
-    console.print(
-        f"\nThe clips have no labels, so nothing is scored; the file for the server: [bold]{escape(str(path))}[/bold]",
-        highlight=False,
-        soft_wrap=True,
-    )
+    told = "\nThe clips have no labels, so nothing is scored; the file for the server: "
+    console.print(Text.assemble(told, (printable(str(path)), "bold")), soft_wrap=True)
     if found.failures:
         console.print(
             f"[red]{len(found.failures)} clips could not be read and have no line in it[/red]; failed.csv names them",
@@ -379,7 +380,7 @@ def _command_of_splits(
         print_splits(result, Console())
     write_splits(result, out / SPLITS)
     if not json:
-        Console().print(f"all results: {escape(str(out))}", highlight=False, soft_wrap=True)
+        Console().print(f"all results: {escape(printable(str(out)))}", highlight=False, soft_wrap=True)
     return 0
 
 

@@ -24,6 +24,7 @@ from torchmetrics.functional.classification import multiclass_confusion_matrix
 
 from vireo import plots
 from vireo.data.faults import Failure, TooManyFailuresError
+from vireo.data.outputs import printable
 from vireo.data.table import ClipTable
 from vireo.errors import writing
 from vireo.files import replacing, write_failures, write_json
@@ -320,9 +321,9 @@ def print_header(header: dict[str, Any], console: Console) -> None:
         console.print(f"[dim]frames shown lie {moved:g} frames from those wanted, on average[/dim]", highlight=False)
     *notes, last = header["data_notes"] or [""]
     for note in notes:
-        console.print(Text(note, "dim"), soft_wrap=True)
+        console.print(Text(printable(note), "dim"), soft_wrap=True)
     if last:
-        console.print(Text(last, "yellow" if "trained_on" in header else "dim"), soft_wrap=True)
+        console.print(Text(printable(last), "yellow" if "trained_on" in header else "dim"), soft_wrap=True)
 
 
 def print_evaluation(evaluation: Evaluation, console: Console) -> None:
@@ -333,7 +334,7 @@ def print_evaluation(evaluation: Evaluation, console: Console) -> None:
         table.add_column(title, justify="left" if title == "class" else "right")
     for row in evaluation.classes:
         accuracy = f"{100 * row.accuracy:.1f} %" if row.clips else "–"
-        table.add_row(escape(row.label), str(row.clips), str(row.correct), accuracy)
+        table.add_row(escape(printable(row.label)), str(row.clips), str(row.correct), accuracy)
     console.print()
     console.print(table)
     print_confused(evaluation, console)
@@ -353,7 +354,8 @@ def print_evaluation(evaluation: Evaluation, console: Console) -> None:
         highlight=False,
     )
     for failure in evaluation.failures[:10]:
-        console.print(f"[red]failed[/red] {escape(failure.path)}: {escape(failure.reason)}")
+        told = printable(f" {failure.path}: {failure.reason}")
+        console.print(Text.assemble(("failed", "red"), told), soft_wrap=True)
     if len(evaluation.failures) > 10:
         console.print(f"[red]… and {len(evaluation.failures) - 10} more[/red], see failed.csv or --json")
 
@@ -368,7 +370,7 @@ def print_confused(evaluation: Evaluation, console: Console, *, limit: int = 5) 
     table.add_column("clips", justify="right")
     table.add_column("of its clips", justify="right")
     for pair in evaluation.confused[:limit]:
-        names = (escape(evaluation.classes[i].label) for i in (pair.true, pair.predicted))
+        names = (escape(printable(evaluation.classes[i].label)) for i in (pair.true, pair.predicted))
         table.add_row(*names, str(pair.clips), f"{100 * pair.share:.1f} %")
     console.print()
     console.print(table)

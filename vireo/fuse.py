@@ -24,6 +24,7 @@ from torch import Tensor
 
 import vireo
 from vireo.checkpoint import Checkpoint, load_checkpoint
+from vireo.data.outputs import printable
 from vireo.errors import DataError, UsageError
 from vireo.evaluate import evaluate_part
 from vireo.evaluation import Evaluation, Scores, measure, write_evaluation
@@ -284,12 +285,12 @@ def print_fusion(fusion: Fusion, console: Console) -> None:
         table.add_column(title, justify="left" if title == "scores" else "right", overflow="fold")
     for s in fusion.streams:
         counts = str(s.clips), str(s.failed), str(s.unmatched)
-        table.add_row(escape(s.name), f"{s.weight:g}", *counts, *_accuracies(s.evaluation))
+        table.add_row(escape(printable(s.name)), f"{s.weight:g}", *counts, *_accuracies(s.evaluation))
     e = fusion.evaluation
     table.add_row("[bold]together[/bold]", "", str(e.header["scored"]), "", "", *_accuracies(e), style="bold")
     console.print(table)
     shares = " : ".join(f"{s.weight:g}" for s in fusion.streams)
-    console.print(f"\nweights {shares}, {fusion.weighting}", markup=False, highlight=False, soft_wrap=True)
+    console.print(f"\nweights {shares}, {printable(fusion.weighting)}", markup=False, highlight=False, soft_wrap=True)
     low, high = e.interval
     console.print(
         f"top-1 on the {e.header['scored']} clips that all have scores of, 95 % interval "

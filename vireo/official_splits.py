@@ -14,6 +14,7 @@ from rich.table import Table
 
 from vireo.checkpoint import Checkpoint
 from vireo.data.annotations import read_table, split_format
+from vireo.data.outputs import printable
 from vireo.data.table import ClipTable
 from vireo.errors import UsageError, writing
 from vireo.evaluation import Evaluation
@@ -118,7 +119,7 @@ def print_splits(result: SplitsResult, console: Console) -> None:
         table.add_column(title, justify=justify, overflow="fold")  # type: ignore[arg-type]
     for number, (file, e) in enumerate(zip(result.checkpoints, result.evaluations, strict=True), start=1):
         values = (f"{100 * getattr(e, name):.1f} %" for name in _MEASURES)
-        table.add_row(str(number), str(e.header["scored"]), str(e.header["failed"]), *values, escape(file))
+        table.add_row(str(number), str(e.header["scored"]), str(e.header["failed"]), *values, escape(printable(file)))
     means = (f"{100 * result.mean(name):.1f} %" for name in _MEASURES)
     table.add_row("[bold]mean[/bold]", "", "", *means, "", style="bold")
     console.print(table)

@@ -25,6 +25,7 @@ from vireo.data.flow import is_flow_clip, read_flow
 from vireo.data.folders import clips_below, clips_called
 from vireo.data.frames import is_frame_folder
 from vireo.data.loader import make_loader
+from vireo.data.outputs import printable
 from vireo.data.sampling import sample_indices
 from vireo.data.table import ClipRecord, ClipTable
 from vireo.data.transforms import eval_transform
@@ -234,7 +235,8 @@ def predict_command(
                 advance.output.print(Text(jsonlib.dumps(line, ensure_ascii=False)), soft_wrap=True)
                 advance.output.file.flush()
             elif isinstance(result, DecodeError):
-                advance.errors.print(Text.assemble(("failed", "red"), f"  {video}: {result.reason}"), soft_wrap=True)
+                told = printable(f"  {video}: {result.reason}")
+                advance.errors.print(Text.assemble(("failed", "red"), told), soft_wrap=True)
             else:
                 print_prediction(result, advance.output)
     if failed and not json:
@@ -244,11 +246,12 @@ def predict_command(
 
 def print_prediction(prediction: Prediction, console: Console) -> None:
     """The path, the label, and a bar for each of the most probable classes."""
-    console.print(f"[bold]{escape(prediction.path)}[/bold]", highlight=False, soft_wrap=True)
+    console.print(f"[bold]{escape(printable(prediction.path))}[/bold]", highlight=False, soft_wrap=True)
     width = max(len(label) for label, _ in prediction.top)
     for rank, (label, probability) in enumerate(prediction.top):
         style = "bold cyan" if rank == 0 else "dim"
         filled = "█" * round(24 * probability)
         console.print(
-            f"  [{style}]{escape(label.ljust(width))}  {100 * probability:5.1f} %  {filled}[/{style}]", highlight=False
+            f"  [{style}]{escape(printable(label).ljust(width))}  {100 * probability:5.1f} %  {filled}[/{style}]",
+            highlight=False,
         )

@@ -29,6 +29,7 @@ from rich.padding import Padding
 from rich.table import Table
 from torch import Tensor
 
+from vireo.data.outputs import printable
 from vireo.files import replacing
 from vireo.plots import shorten
 from vireo.statistics import Interval, bootstrap_mean
@@ -251,9 +252,11 @@ def print_probe(probe: OrderProbe, console: Console) -> None:
     for i in rows[:SHOWN]:
         values = [probe.classes[i], *(found.classes[i] for found in probe.orders)]
         lost = 100 * (probe.classes[i] - probe.orders[0].classes[i])
-        other = "itself" if told.taken_for[i] == i else escape(shorten(probe.labels[told.taken_for[i]], room))
+        other = (
+            "itself" if told.taken_for[i] == i else escape(printable(shorten(probe.labels[told.taken_for[i]], room)))
+        )
         table.add_row(
-            escape(shorten(probe.labels[i], room)),
+            escape(printable(shorten(probe.labels[i], room))),
             str(probe.clips[i]),
             *(f"{100 * value:.1f} %" for value in values),
             f"{lost:.1f}",

@@ -44,6 +44,7 @@ from vireo.data.flips import FlipRule, flip_rule
 from vireo.data.labels import check_label_map, write_label_map
 from vireo.data.loader import ClipLoader, make_loader
 from vireo.data.mixing import mix_clips
+from vireo.data.outputs import printable
 from vireo.data.pool import resolve_workers, usable_cores
 from vireo.data.splits import Split, split_table
 from vireo.data.table import ClipTable
@@ -284,7 +285,7 @@ class Session:
 
     def warn(self, message: str) -> None:
         """Tell of trouble that ends nothing."""
-        self.console.print(f"[yellow]warning:[/yellow] {escape(message)}", highlight=False, soft_wrap=True)
+        self.console.print(f"[yellow]warning:[/yellow] {escape(printable(message))}", highlight=False, soft_wrap=True)
 
     def run(self, bars: Progress, stop_requested: StopRequested) -> bool:
         """All epochs that are left; False if a signal ended them early. Everything is saved either way."""
@@ -646,10 +647,10 @@ class Session:
             f"{f'{self.team.size} × ' if self.team.size > 1 else ''}{self.fabric.device.type}",
             f"{len(self.labels)} classes: {len(split.train)} training clips, {len(split.val)} validation"
             + (f", {len(split.test)} test" if split.test is not None and len(split.test) else ""),
-            *(f"[dim]{escape(note)}[/dim]" for note in (*notes, *flips)),
+            *(f"[dim]{escape(printable(note))}[/dim]" for note in (*notes, *flips)),
             *changed_by_batch_and_classes(config, split.train, self.class_weights),
         ]
-        lines += [f"[yellow]warning:[/yellow] {escape(warning)}" for warning in warnings]
+        lines += [f"[yellow]warning:[/yellow] {escape(printable(warning))}" for warning in warnings]
         if config.resume:
             lines.append(f"going on in epoch {self.place.epoch + 1}, after {self.place.batch} batches")
         self.console.print("\n".join(lines), highlight=False)

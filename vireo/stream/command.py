@@ -17,6 +17,7 @@ from rich.text import Text
 
 from vireo import progress
 from vireo.checkpoint import Checkpoint
+from vireo.data.outputs import printable
 from vireo.errors import DecodeError, UsageError, writing
 from vireo.stream.live import Source, parse_source
 from vireo.stream.overlay import draw_labels
@@ -147,7 +148,7 @@ class _Job:
             timeline = _Timeline(self, outputs, smoother, segmenter, stream.live)
             with self._consoles(stream) as reach:
                 if not self.json:
-                    self.output.print(Text(self.shown, "bold"), soft_wrap=True)
+                    self.output.print(Text(printable(self.shown), "bold"), soft_wrap=True)
                 try:
                     for score in stream:
                         timeline.add(score)
@@ -214,7 +215,7 @@ class _Job:
         return True
 
     def _complain(self, message: str) -> None:
-        self.errors.print(Text(message, "yellow"), soft_wrap=True)
+        self.errors.print(Text(printable(message), "yellow"), soft_wrap=True)
 
     def _fail(self, error: DecodeError, outputs: _Outputs | None, seconds: float = 0.0) -> None:
         line = {"kind": "error", "path": self.shown, "error": error.reason, "seconds": round(seconds, 3)}
@@ -224,8 +225,8 @@ class _Job:
             _print_json(self.output, line)
         if not self.json:
             after = f" (after {clock(seconds)})" if seconds else ""
-            text = Text.assemble(("failed", "red"), f"  {self.shown}: {error.reason}{after}")
-            self.errors.print(text, soft_wrap=True)
+            told = printable(f"  {self.shown}: {error.reason}{after}")
+            self.errors.print(Text.assemble(("failed", "red"), told), soft_wrap=True)
 
     def _sum_up(self, outputs: _Outputs, report: StreamReport, live: bool, files: list[str]) -> None:
         line: dict[str, Any] = {
@@ -254,7 +255,7 @@ class _Job:
                 words.append(f"came back {_some(report.returned, 'time')}")
         if files:
             words.append("wrote " + ", ".join(files))
-        self.output.print(Text(f"  {'; '.join(words)}", "dim"), soft_wrap=True)
+        self.output.print(Text(printable(f"  {'; '.join(words)}"), "dim"), soft_wrap=True)
 
 
 class _Outputs:
@@ -319,7 +320,7 @@ class _Timeline:
             self._print(f"{clock(segment.start)} – {clock(segment.end)}  {label_of(segment)}", segment)
 
     def _print(self, line: str, segment: Segment) -> None:
-        self._job.output.print(Text(f"  {line}", "" if segment.label else "dim"), soft_wrap=True)
+        self._job.output.print(Text(printable(f"  {line}"), "" if segment.label else "dim"), soft_wrap=True)
 
 
 def _print_json(console: Console, data: dict[str, Any]) -> None:
