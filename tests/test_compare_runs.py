@@ -414,6 +414,16 @@ def test_a_dozen_runs_have_colours_and_the_rest_are_grey() -> None:
     assert has_colour(few, COLOURS[1]) and not has_colour(few, COLOURS[2]) and not has_colour(few, "#c9d0d7")
 
 
+@pytest.mark.parametrize("epochs", [1, 20])
+def test_the_dot_of_a_single_epoch_is_whole(epochs: int) -> None:
+    one = [{"epoch": 1.0, "loss": 0.5, "train_top1": 0.1, "top1": 1.0}]
+    for png in (run_png(one, epochs=epochs), comparison_png({"a": [one]}, epochs=epochs)):
+        seen = pixels(png)
+        dot = (seen == [15, 123, 138]).all(-1)[:, : seen.shape[1] // 3]  # that of the loss
+        height, width = (np.ptp(np.flatnonzero(dot.any(axis))) for axis in (1, 0))
+        assert height >= 3 and abs(height - width) <= 1
+
+
 def test_pictures_of_little_and_of_absurd_logs() -> None:
     absurd = [{"epoch": 1.0, "loss": math.inf, "top1": NAN}, {"epoch": 2.0, "loss": 1e300, "top1": 1.0}]
     one = [{"epoch": 1.0, "loss": 0.5, "train_top1": 0.5, "top1": 0.5}]

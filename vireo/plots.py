@@ -18,7 +18,7 @@ from vireo.files import replacing
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-INK, PAPER, ACCENT, MUTED = "#1d2733", "#ffffff", "#0f7b8a", "#8a96a3"
+INK, PAPER, ACCENT, MUTED = "#1d2733", "#ffffff", "#0f7b8a", "#667380"
 DPI = 130
 """Pixels per inch of every picture."""
 
@@ -133,7 +133,7 @@ def run_png(rows: Rows, *, epochs: int) -> bytes:
     loss.set_ylim(0, 1.05 * top if top > 0 else 1)
     accuracy.set_ylim(0, 102)
     if len(rows):
-        accuracy.legend(frameon=False, fontsize=8, loc="lower right")
+        accuracy.legend(frameon=False, fontsize=8, loc="best")
     return to_png(figure)
 
 
@@ -190,8 +190,11 @@ def _style(axes: Any, title: str, epochs: int) -> None:
     """The look of a curve over epochs."""
     axes.set_title(title, fontsize=9, color=INK, loc="left")
     axes.set_xlabel("epoch", fontsize=8, color=MUTED)
-    axes.set_xlim(1, max(epochs, 2))
+    room = 0.02 * (epochs - 1) or 0.5  # or a dot in the first or last epoch would be cut in half
+    axes.set_xlim(1 - room, epochs + room)
     axes.xaxis.get_major_locator().set_params(integer=True)
+    if epochs == 1:
+        axes.set_xticks([1])
     axes.tick_params(labelsize=8, colors=MUTED)
     axes.grid(color="#e8ecf0", linewidth=0.8)
     axes.spines[["top", "right"]].set_visible(False)
