@@ -154,7 +154,8 @@ def test_random_clips_are_as_decoders_give_them() -> None:
     assert x.permute(0, 1, 3, 4, 2).is_contiguous()
 
 
-def test_complexity_prints(capsys: pytest.CaptureFixture[str]) -> None:
+def test_complexity_prints(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "120")
     assert complexity_command(temporal="tei", backbone="resnet10t", num_classes=5, options={"stages": (5,)}) == 0
     out = capsys.readouterr().out
     assert "tei on resnet10t" in out and "temporal modules" in out and "with norms" in out
@@ -223,6 +224,7 @@ def test_papers_table_fits_120_columns(capsys: pytest.CaptureFixture[str], monke
         return [found if row.networks and (row.parameters or row.gflops) else None for row in rows]
 
     monkeypatch.setattr(bench, "measure_published", figures)
+    monkeypatch.setenv("COLUMNS", "120")
     assert papers_command() == 0
     out = capsys.readouterr().out
     assert max(map(len, out.splitlines())) <= 120

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import inspect
+import io
 import json
 import re
 import subprocess
@@ -20,6 +21,7 @@ from vireo import cli
 from vireo.config import ReadConfig, TrainConfig, from_dict, to_dict
 from vireo.errors import CheckpointError, DecodeError
 from vireo.parser import Parser
+from vireo.progress import make_console
 
 HEAVY = {"torch", "torchvision", "timm", "numpy", "av", "matplotlib", "lightning_fabric", "lightning", "torchmetrics"}
 
@@ -435,6 +437,31 @@ def test_data_that_is_there_is_no_wrong_path(tmp_path: Path, monkeypatch: pytest
     (tmp_path / "a:b").touch()
     for name in ("d", "list:d", "a:b", "ucf101-split2:clips", "csv:~/d", str(tmp_path / "d")):
         cli.existing_data(name)
+
+
+@pytest.mark.parametrize("stderr", [False, True])
+def test_lines_are_wrapped_for_screens_only(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], stderr: bool
+) -> None:
+    class Screen(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    text = "word " * 60 + "end"
+
+    def printed() -> list[str]:
+        make_console(stderr=stderr).print(text)
+        return "".join(capsys.readouterr()).splitlines()
+
+    monkeypatch.delenv("COLUMNS")
+    monkeypatch.setenv("TERM", "dumb")
+    assert printed() == [text]
+    monkeypatch.setenv("COLUMNS", "40")  # whoever sets it wants it
+    assert len(printed()) == 8
+    monkeypatch.delenv("COLUMNS")
+    screen = Screen()
+    monkeypatch.setattr(sys, "stderr" if stderr else "stdout", screen)
+    assert not printed() and len(screen.getvalue().splitlines()) == 4
 
 
 # --- models -----------------------------------------------------------------------------------------

@@ -231,7 +231,7 @@ def complexity_command(
     if json:
         print(jsonlib.dumps(found.as_dict(), ensure_ascii=False))
     else:
-        print_complexity(found, _console())
+        print_complexity(found, progress.make_console(highlight=False))
     return 0
 
 
@@ -284,7 +284,7 @@ def papers_command(*, json: bool = False) -> int:
         rows = [_published_dict(row, ours) for row, ours in zip(PUBLISHED, measured, strict=True)]
         print(jsonlib.dumps({"rows": rows, "counted": COUNTED}, ensure_ascii=False))
         return 0
-    console = _console()
+    console = progress.make_console(highlight=False)
     pairs = list(zip(PUBLISHED, measured, strict=True))
     for paper in dict.fromkeys(row.paper for row in PUBLISHED):
         print_sizes(paper, [(row, ours) for row, ours in pairs if row.paper == paper], console)
@@ -525,7 +525,7 @@ def speed_command(
     if json:
         print(jsonlib.dumps({**setting, "results": speed_rows(speeds)}, ensure_ascii=False))
     else:
-        print_speeds(speeds, setting, _console())
+        print_speeds(speeds, setting, progress.make_console(highlight=False))
     return 0
 
 
@@ -694,11 +694,6 @@ def _network(
     with torch.device(device):
         model = create_model(**{**_DEFAULTS, **given}, backbone_options=backbone_options, **(options or {}))
     return model, size or (224, 224)
-
-
-def _console() -> Console:
-    console = Console(highlight=False)
-    return console if console.is_terminal else Console(highlight=False, width=120)
 
 
 def _table(*header: str, left: int) -> Table:

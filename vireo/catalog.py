@@ -62,7 +62,7 @@ def show_models(
         setting = {"num_classes": num_classes, "num_frames": num_frames, "size": size}
         print(jsonlib.dumps({**found, **setting}, ensure_ascii=False))
         return 0
-    console = Console(highlight=False)
+    console = progress.make_console(highlight=False)
     if backbone is None:
         print_modules(console)
         console.print()
@@ -112,7 +112,7 @@ def show_pairs(*, text: str, temporal: str | None, backbone: str | None, num_fra
     if json:
         print(jsonlib.dumps([asdict(pair) for pair in pairs], ensure_ascii=False))
         return 0
-    print_pairs(Console(highlight=False), columns, modules, pairs)
+    print_pairs(progress.make_console(highlight=False), columns, modules, pairs)
     return 0
 
 

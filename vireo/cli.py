@@ -158,30 +158,36 @@ def check_data(
     workers: int = -1,
     timeout: float = 300.0,
     num_frames: int = 8,
+    modality: Literal["auto", "rgb", "flow"] = "auto",
     json: bool = False,
 ) -> int:
     """Examine a data set: every file decoded, duplicates found, labels compared. Nothing in it is changed.
 
     Finds files that are damaged, too short, rotated, of varying frame rate or slow to seek in; clips that occur
-    twice, above all in two splits; labels that are misspelt, rare or empty. Writes check.json and check.html.
+    twice, above all in two splits; labels that are misspelt, rare or empty. Writes check.json and check.html
+    (check-FORMAT.json and .html of FORMAT:PATH).
     What is checked is kept: the same command again goes on where it stopped. Exit code 1 if something must be mended.
 
     Args:
         data: A folder with one subfolder per class, a CSV, or FORMAT:PATH, as in train.
-        out: Folder for the results [NAME.check in the current folder].
+        out: Folder for the results [NAME.check in the current folder, or NAME-2.check if that is another data set's].
         workers: Processes that decode; -1 = one per core, at most 8; 0 = none.
         timeout: Seconds after which a file's decoder is taken for stuck; 0 = none.
         num_frames: T of the models to come: clips with fewer frames are named.
+        modality: What the clips are, videos or optical flow; auto = flow where nothing else is there.
         json: Print JSON.
 
     Example:
         vireo data check clips/
+        vireo data check flow/flow.csv
         vireo data check ssv2:/data/ssv2 --out ssv2.check --workers 16
     """
     existing_data(data)
     from vireo.data.doctor import check_command
 
-    return check_command(data, out, workers=workers, timeout=timeout, num_frames=num_frames, json=json)
+    return check_command(
+        data, out, workers=workers, timeout=timeout, num_frames=num_frames, modality=modality, json=json
+    )
 
 
 def optimize_data(
@@ -282,6 +288,7 @@ def train(config: TrainConfig, *, seeds: tuple[int, ...] = (), json: bool = Fals
         vireo train --recipe teinet-ssv1-8f --data ssv1:data/ssv1 --out runs/teinet --batch-size 32
         vireo train --data clips/ --out runs/three --seeds 0,1,2
     """
+    from vireo.progress import make_console
     from vireo.run_files import check_folder
 
     existing_data(config.data)
@@ -296,7 +303,7 @@ def train(config: TrainConfig, *, seeds: tuple[int, ...] = (), json: bool = Fals
     check_folder(Path(config.out), resume=config.resume)
     from vireo.train import train
 
-    result = train(config, console=Console(stderr=json))
+    result = train(config, console=make_console(stderr=json))
     if json:
         print(jsonlib.dumps(asdict(result), default=str, ensure_ascii=False))
     return 130 if result.interrupted else 0
@@ -1104,13 +1111,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         return report(error)
 
 
-def run(args: list[str]) -> int:
-    """Find the verb and run it with the arguments after its name."""
-    words: list[str] = []
-    while args and not args[0].startswith("-") and " ".join(words) not in VERBS:
-        words.append(args.pop(0))
-        if not under(words):
-            raise UsageError(unknown_verb(words))
 @contextmanager
 def sigterm_interrupts() -> Iterator[None]:
     """SIGTERM ends a command as Ctrl-C does: what is half written goes, and it is said."""
@@ -1129,6 +1129,13 @@ def sigterm_interrupts() -> Iterator[None]:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
+def run(args: list[str]) -> int:
+    """Find the verb and run it with the arguments after its name."""
+    words: list[str] = []
+    while args and not args[0].startswith("-") and " ".join(words) not in VERBS:
+        words.append(args.pop(0))
+        if not under(words):
+            raise UsageError(unknown_verb(words))
     name = " ".join(words)
     if name in VERBS:
         from vireo.parser import CommandLineError, Parser

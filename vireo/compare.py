@@ -33,6 +33,7 @@ from vireo.data.outputs import printable, shorter_names
 from vireo.data.table import SPLITS, ClipTable
 from vireo.errors import DataError, UsageError, writing
 from vireo.files import replacing, write_json
+from vireo.progress import make_console
 from vireo.scores import ScoreTable, clip_names, match_clips, match_tables, read_facts, read_scores
 from vireo.statistics import Interval, bootstrap_mean, wilson_interval
 from vireo.strips import Answer, Strip, clip_frames, strips_png
@@ -470,7 +471,7 @@ def compare_command(
     _tell(found, changes, min_points, whole, json=json)
     _write(out, found, whole, changes, min_points, picture)
     if not json:
-        Console().print(f"[dim]written to {escape(printable(str(out)))}[/dim]", highlight=False, soft_wrap=True)
+        make_console().print(f"[dim]written to {escape(printable(str(out)))}[/dim]", highlight=False, soft_wrap=True)
     return 0
 
 
@@ -597,7 +598,7 @@ def _tell(
     if json:
         print(jsonlib.dumps(whole, ensure_ascii=False), flush=True)
     else:
-        print_comparison(found, changes, Console(), min_points=min_points)
+        print_comparison(found, changes, make_console(), min_points=min_points)
 
 
 def print_comparison(

@@ -22,6 +22,7 @@ from vireo.data.outputs import printable
 from vireo.errors import writing
 from vireo.files import replacing
 from vireo.plots import comparison_png, shorten, write_png
+from vireo.progress import make_console
 from vireo.run_files import RunRecord, Spread, find_runs, read_run, spread
 from vireo.run_page import code
 
@@ -263,7 +264,7 @@ def group_name(names: Sequence[str]) -> str:
 def compare_command(folders: Sequence[Path], *, out: Path | None = None, json: bool = False) -> int:
     """What `vireo compare-runs` does: compare, print, and write files where asked."""
     comparison = compare(folders)
-    console = Console()
+    console = make_console()
     if json:
         print(jsonlib.dumps(comparison.as_dict(), ensure_ascii=False, default=str), flush=True)
     else:

@@ -49,7 +49,6 @@ from typing import Any, Literal
 
 import safetensors.torch
 import torch
-from rich.console import Console
 from torch import Tensor
 
 from vireo.backbones import (
@@ -65,6 +64,7 @@ from vireo.checkpoint import save_checkpoint, write_atomically
 from vireo.config import ViewConfig
 from vireo.errors import UsageError, WeightsError, writing
 from vireo.model import Recognizer, create_model
+from vireo.progress import make_console
 
 _IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -721,7 +721,7 @@ def _say(facts: Mapping[str, Any], source: Path, json: bool) -> None:
     if json:
         print(jsonlib.dumps(facts, ensure_ascii=False))
         return
-    console = Console()
+    console = make_console()
 
     def line(text: str, style: str = "") -> None:
         console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)

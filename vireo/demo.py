@@ -15,6 +15,7 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.markup import escape
+from rich.rule import Rule
 
 from vireo import progress
 from vireo.checkpoint import Checkpoint, load_checkpoint
@@ -47,10 +48,10 @@ def demo(out: Path = Path("demo"), *, clips: int = 1440, size: int = 72, epochs:
         epochs: passes over the training clips.
         seed: of everything.
     """
-    console, began = Console(), time.monotonic()
+    console, began = progress.make_console(), time.monotonic()
     claim(out)
 
-    console.rule("[bold]1  Render the clips")
+    rule(console, "[bold]1  Render the clips")
     config = OrderConfig(clips=clips, size=size, seed=seed, pairs=PAIRS, val_fraction=0.05, test_fraction=0.15)
     with progress.bar("render", clips) as advance:
         data = make_order(out / "data", config, progress=advance.reach)
@@ -61,7 +62,7 @@ def demo(out: Path = Path("demo"), *, clips: int = 1440, size: int = 72, epochs:
 
     sections, checkpoints = [], dict[str, Checkpoint]()
     for number, (name, about) in enumerate(MODELS.items(), start=2):
-        console.rule(f"[bold]{number}  Train and test {name}")
+        rule(console, f"[bold]{number}  Train and test {name}")
         result = train(demo_config(name.lower(), data, out / name.lower(), epochs=epochs, seed=seed), console=console)
         if result.interrupted:
             return 130
@@ -79,7 +80,7 @@ def demo(out: Path = Path("demo"), *, clips: int = 1440, size: int = 72, epochs:
             )
         )
 
-    console.rule("[bold]4  Predict a clip and its reversed twin")
+    rule(console, "[bold]4  Predict a clip and its reversed twin")
     strips = make_strips(data, checkpoints)
     for strip in strips[:2]:
         print_prediction(strip.predictions["TEI"], console)
@@ -106,7 +107,7 @@ def demo(out: Path = Path("demo"), *, clips: int = 1440, size: int = 72, epochs:
             "data {data_hash:.16}; decoder {decoder}".format(**sections[0].evaluation.header),
         ),
     )
-    console.rule()
+    rule(console)
     tsn, tei = (s.evaluation.top1 for s in sections)
     console.print(
         f"TSN [bold]{100 * tsn:.1f} %[/bold]   TEI [bold]{100 * tei:.1f} %[/bold]   (without order: 50 % at most)"
@@ -115,6 +116,11 @@ def demo(out: Path = Path("demo"), *, clips: int = 1440, size: int = 72, epochs:
         f"Report: [bold]{escape(str(report))}[/bold]   {(time.monotonic() - began) / 60:.1f} min", highlight=False
     )
     return 0
+
+
+def rule(console: Console, title: str = "") -> None:
+    """Print a line that parts one step from the next, no longer than a screen is wide."""
+    console.print(Rule(title), width=min(console.width, 80))
 
 
 def demo_config(temporal: str, data: Path, out: Path, *, epochs: int, seed: int) -> TrainConfig:

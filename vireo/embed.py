@@ -47,6 +47,7 @@ from vireo.errors import DataError, MissingDependencyError, UnknownNameError, Us
 from vireo.files import read_bounded, replacing, write_failures, write_json
 from vireo.model import Recognizer
 from vireo.predict import load_clip
+from vireo.progress import make_console
 from vireo.protocols import choose_protocol, describe_protocol
 from vireo.scores import clip_names
 from vireo.scoring import choose_split, clip_loader, describe, frames_of
@@ -461,7 +462,7 @@ def embed_command(
     if json:
         print(jsonlib.dumps(result, ensure_ascii=False), flush=True)
     else:
-        _print(result, out, Console())
+        _print(result, out, make_console())
     return code
 
 

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
 from rich.markup import escape
 from rich.text import Text
 from torch import Tensor
@@ -39,6 +38,7 @@ from vireo.evaluation import (
 from vireo.files import write_failures, write_json
 from vireo.official_splits import SPLITS, SplitsResult, print_splits, read_splits, splits_of, write_splits
 from vireo.probe import frame_orders, probe_order
+from vireo.progress import make_console
 from vireo.run_files import CLIPS
 from vireo.scores import EVALUATION
 from vireo.scoring import ScoreConfig, all_alike, choose_split, count_trained_on, score_table
@@ -319,7 +319,7 @@ def _command_of_one(
     if not first:
         return 0
     # First the result, then the files: a full disk must not take the figures along.
-    console = Console()
+    console = make_console()
     if json:
         print(jsonlib.dumps(evaluation.as_dict(), ensure_ascii=False), flush=True)
     else:
@@ -337,7 +337,7 @@ def _tell_predictions(found: Predictions, labels: tuple[str, ...], out: Path, *,
     if json:
         print(jsonlib.dumps({**found.as_dict(), "file": str(path)}, ensure_ascii=False), flush=True)
         return 0
-    console = Console()
+    console = make_console()
     print_header(found.header, console)
     told = "\nThe clips have no labels, so nothing is scored; the file for the server: "
     console.print(Text.assemble(told, (printable(str(path)), "bold")), soft_wrap=True)
@@ -377,10 +377,10 @@ def _command_of_splits(
     if json:
         print(jsonlib.dumps(result.as_dict(), ensure_ascii=False), flush=True)
     else:
-        print_splits(result, Console())
+        print_splits(result, make_console())
     write_splits(result, out / SPLITS)
     if not json:
-        Console().print(f"all results: {escape(printable(str(out)))}", highlight=False, soft_wrap=True)
+        make_console().print(f"all results: {escape(printable(str(out)))}", highlight=False, soft_wrap=True)
     return 0
 
 

@@ -28,6 +28,7 @@ from vireo.data.outputs import printable
 from vireo.errors import DataError, UsageError
 from vireo.evaluate import evaluate_part
 from vireo.evaluation import Evaluation, Scores, measure, write_evaluation
+from vireo.progress import make_console
 from vireo.scores import EVALUATION, ScoreTable, match_keys, match_tables, read_scores
 from vireo.scoring import ScoreConfig
 
@@ -252,7 +253,7 @@ def fuse_command(
         whole = {"streams": streams, "weighting": fusion.weighting, "fusion": fusion.evaluation.as_dict()}
         print(jsonlib.dumps(whole, ensure_ascii=False), flush=True)
     else:
-        print_fusion(fusion, Console())
+        print_fusion(fusion, make_console())
     if out is not None:
         write_evaluation(fusion.evaluation, out)
     return 0

@@ -24,6 +24,17 @@ from rich.progress import (
 )
 from rich.text import Text
 
+LONGEST_LINE = 10_000
+"""Characters of a line that is for no screen."""
+
+
+def make_console(*, stderr: bool = False, highlight: bool = True) -> Console:
+    """A console on stdout or stderr. In a file or a pipe its lines are as long as they are, unless COLUMNS is set."""
+    console = Console(stderr=stderr, highlight=highlight)
+    if not (console.is_terminal or console.is_jupyter or os.environ.get("COLUMNS")):
+        console.width = LONGEST_LINE  # rich would wrap at 80
+    return console
+
 
 class RateColumn(ProgressColumn):
     """Items per second."""
@@ -40,7 +51,7 @@ class RateColumn(ProgressColumn):
 
 def make_progress(unit: str = "clips") -> Progress:
     """A rich progress display on stderr that leaves nothing behind when it ends; nothing at all in a file or pipe."""
-    console = Console(stderr=True)
+    console = make_console(stderr=True)
     return Progress(
         TextColumn("{task.description}"),
         BarColumn(bar_width=30),
@@ -68,7 +79,7 @@ class Bar:
         self._display, self._task = display, task
         self.done = 0
         self.errors = display.console
-        self.output = console_beside(display, Console())
+        self.output = console_beside(display, make_console())
 
     def __call__(self, done: int) -> None:
         """Advance the bar by so many items."""

@@ -41,7 +41,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 from torch import Tensor, nn
@@ -246,7 +245,7 @@ def prune_command(
             )
         )
         return 0
-    console = Console(highlight=False)
+    console = progress.make_console(highlight=False)
     setting_text = f"clip of {before.num_frames} × {size}², {chosen}, {torch.get_num_threads()} threads"
     console.print(Text.assemble(("Pruned", "bold"), f"  {len(after.config.pruned)} layers  ", (setting_text, "dim")))
     console.print(_table(*costs))

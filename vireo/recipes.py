@@ -434,8 +434,9 @@ def recipes_command(*, json: bool = False) -> int:
         found = [{**describe(name), "settings": to_dict(recipe(name))} for name in RECIPES]
         print(jsonlib.dumps(found, ensure_ascii=False))
         return 0
-    from rich.console import Console
     from rich.table import Table
+
+    from vireo.progress import make_console
 
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for title in ("recipe", "paper", "data", "T", "start"):
@@ -444,7 +445,7 @@ def recipes_command(*, json: bool = False) -> int:
         row = describe(name)
         frames = row["frames"].partition(",")[0]
         table.add_row(*(frames if column.header == "T" else row[str(column.header)] for column in table.columns))
-    console = Console(highlight=False)
+    console = make_console(highlight=False)
     console.print(table)
     console.print("\nAll settings of one: vireo train --recipe NAME --print-config", markup=False)
     console.print("Those that start from Kinetics need a file of such weights: --pretrained FILE", markup=False)

@@ -25,6 +25,7 @@ from vireo.data.annotations import read_table
 from vireo.errors import TrainingError, UsageError, VireoError, writing
 from vireo.files import replacing
 from vireo.plots import comparison_png, write_png
+from vireo.progress import make_console
 from vireo.run_files import BEST, CONFIG, LAST, RESUME, RunRecord, Spread, read_run, read_settings, spread
 from vireo.run_page import CURVES, PAGE, code, may_replace, write_page
 from vireo.runs import begun_with, check_settings, write_config
@@ -112,7 +113,7 @@ def train_seeds(config: TrainConfig, seeds: Sequence[int], *, console: Console |
         UsageError: the folder holds other things or other seeds, or is of a run with other settings or clips.
         DataError, StorageError, ...: as in :func:`vireo.train.train`; what was done is summed up all the same.
     """
-    console, seeds = console or Console(), tuple(seeds)
+    console, seeds = console or make_console(), tuple(seeds)
     check_seeds(config, seeds)
     out = Path(config.out)
     claim(out, seeds, config)
@@ -234,7 +235,7 @@ def summed_up(
 
 def train_seeds_command(config: TrainConfig, seeds: Sequence[int], *, json: bool = False) -> int:
     """What `vireo train --seeds` does; returns the exit code."""
-    result = train_seeds(config, seeds, console=Console(stderr=json))
+    result = train_seeds(config, seeds, console=make_console(stderr=json))
     if json:
         print(jsonlib.dumps(result.as_dict(), ensure_ascii=False), flush=True)
     return 130 if result.interrupted else 1 if result.faults else 0

@@ -64,7 +64,7 @@ from vireo.optim import (
     train_mode,
 )
 from vireo.pace import Pace, verdict
-from vireo.progress import console_beside, make_progress
+from vireo.progress import console_beside, make_console, make_progress
 from vireo.provenance import describe_source, write_environment
 from vireo.recompute import recompute_blocks
 from vireo.run_files import BEST, LABELS, LAST, RESUME
@@ -124,7 +124,7 @@ def train(config: TrainConfig, *, console: Console | None = None) -> TrainResult
         StorageError: a file could not be written; earlier checkpoints are intact.
         UsageError: the folder holds a run already and `resume` is off, or a setting is wrong.
     """
-    console = console or Console()
+    console = console or make_console()
     session = Session(config, console)
     began = time.monotonic()
     team, console = session.team, session.console

@@ -6,12 +6,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import NamedTuple
 
-from rich.console import Console
 from rich.markup import escape
 
 import vireo
 from vireo.data.outputs import write_text
 from vireo.errors import UsageError
+from vireo.progress import make_console
 from vireo.report import sections
 from vireo.report.charts import learning_curves
 from vireo.report.parts import data_block, page, text
@@ -165,7 +165,7 @@ def _origin(run: RunFolder) -> str:
 def report_command(run: Path, *, out: Path | None = None, data: str = "", workers: int = 1) -> int:
     """What `vireo report` does: write the page, say where it is and what is missing in it."""
     written = write_run_report(run, out=out, data=data, workers=workers)
-    console = Console()
+    console = make_console()
     for note in written.notes:
         console.print(f"[dim]{escape(note)}[/dim]", highlight=False, soft_wrap=True)
     size = written.path.stat().st_size / 1024

@@ -117,8 +117,8 @@ class _Job:
     paths: dict[Format, Path]
     device: str
     json: bool
-    output: Console = field(default_factory=Console)
-    errors: Console = field(default_factory=lambda: Console(stderr=True))
+    output: Console = field(default_factory=progress.make_console)
+    errors: Console = field(default_factory=lambda: progress.make_console(stderr=True))
     segments: list[Segment] = field(default_factory=list)
 
     def run(self) -> int:
@@ -182,7 +182,7 @@ class _Job:
             try:
                 yield lambda seconds: bar.reach(min(int(seconds), math.ceil(stream.seconds)))
             finally:
-                self.output, self.errors = Console(), Console(stderr=True)
+                self.output, self.errors = progress.make_console(), progress.make_console(stderr=True)
 
     @contextmanager
     def _files(self) -> Iterator[_Outputs]:
