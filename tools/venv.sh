@@ -86,6 +86,6 @@ if [ -z "$uv" ]; then
     "$uv" --version >/dev/null 2>&1 || install_uv
 fi
 
-echo "Installing the versions of constraints.txt into $venv ..."
+echo "Installing the versions of constraints.txt into $venv (the first time a download of a few GB) ..."
 "$uv" pip install --python "$venv/bin/python" -c constraints.txt --build-constraints constraints.txt -e '.[dev]'
 touch "$venv/.installed"
