@@ -18,11 +18,13 @@ import numpy as np
 import pytest
 import torch
 from rich.console import Console
+from torchvision.io import encode_png
 
 from tests.video_tools import shared, write_sound, write_video
 from vireo.data import doctor, duplicates
 from vireo.data import examine as examining
 from vireo.data.annotations import read_table
+from vireo.data.clips import read_clip
 from vireo.data.doctor import check_command, check_data
 from vireo.data.doctor_page import write_page
 from vireo.data.doctor_report import Finding, Report, print_report
@@ -32,7 +34,7 @@ from vireo.data.journal import JsonLines
 from vireo.data.lookalikes import lookalikes, says_nothing
 from vireo.data.sampling import segment_indices
 from vireo.data.table import ClipTable, StringColumn
-from vireo.errors import StorageError, UsageError
+from vireo.errors import DecodeError, StorageError, UsageError
 
 SMOOTH = {"g": "12", "bf": "0", "crf": "18"}
 
@@ -375,6 +377,178 @@ def test_folders_of_frames(tmp_path: Path) -> None:
     assert paths_of(kinds["frames-missing"]) == [{"clip1"}]
     assert paths_of(kinds["frame-folder"]) == [{"clip0"}, {"clip1"}]
     assert paths_of(kinds["duplicates"]) == [{"clip0", "video.mp4"}]
+
+
+def test_cuts_of_folders_can_not_be_read_and_are_told(tmp_path: Path) -> None:
+    from torchvision.io import write_jpeg
+
+    for name in ("clip0", "clip1"):
+        (tmp_path / name).mkdir()
+        for i, image in enumerate(scene(int(name[-1]), 10)):
+            write_jpeg(torch.from_numpy(image).permute(2, 0, 1), str(tmp_path / name / f"{i + 1:05d}.jpg"))
+    cuts = np.array([0.5, np.nan])
+    table = table_of(tmp_path, [("clip0", "a", ""), ("clip1", "b", "")], starts=cuts)
+    assert paths_of(found(check_data(table, workers=0))["cut-timeless"]) == [{"clip0 [0.5– s]"}]
+    with pytest.raises(DecodeError, match="start and end are seconds of a video"):
+        read_clip(table.record(0), lambda count: np.zeros(1, np.int64))
+
+
+# ------------------------------------------------------------------------------------------- where reports go
+
+
+def small_set(root: Path, seed: int = 0) -> Path:
+    for i, label in enumerate("ab"):
+        write_video(root / label / "0.mp4", scene(seed + i, 12, (48, 36)), size=(48, 36), options=SMOOTH)
+    return root
+
+
+def test_files_are_named_as_the_list_names_them(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = small_set(tmp_path / "clips")
+    (root / "a/0.mp4").write_bytes(b"x")
+    monkeypatch.chdir(tmp_path)
+    for given, shown in (("clips/", "clips/"), (f"{tmp_path}/clips/", f"{tmp_path}/clips/"), ("./clips/", "./clips/")):
+        (tmp_path / "d.csv").write_text(f"path,label\n{given}a/0.mp4,a\n{given}b/0.mp4,b\n")
+        for data in ("d.csv", str(tmp_path / "d.csv")):
+            assert check_command(data, Path("out"), workers=0, json=True) == 1
+            (lost,) = (f for f in json.loads(capsys.readouterr().out)["findings"] if f["kind"] == "unreadable")
+            assert [item["paths"] for item in lost["items"]] == [[f"{shown}a/0.mp4"]]
+    assert check_command("clips", Path("out"), workers=0) == 1
+    assert "    a/0.mp4: " in capsys.readouterr().out
+
+
+def test_copies_are_shown_with_pictures_whatever_the_list_calls_them(tmp_path: Path) -> None:
+    root = small_set(tmp_path / "clips")
+    shutil.copy(root / "a/0.mp4", root / "b/copy.mp4")
+    for place in ("clips/", f"{root}/"):
+        (tmp_path / "d.csv").write_text(f"path,label\n{place}a/0.mp4,a\n{place}b/copy.mp4,b\n")
+        check_command(str(tmp_path / "d.csv"), tmp_path / "out", workers=0)
+        assert (tmp_path / "out/check.html").read_text("utf-8").count("data:image/jpeg;base64,") == 12
+
+
+def test_reports_of_other_data_and_other_splits_stay(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for i, place in enumerate(("one/clips", "two/clips")):
+        small_set(tmp_path / place, 10 * i)
+        for _ in range(2):  # the same set again goes to the same place
+            check_command(place, workers=0, num_frames=20)
+    check_command("folder:two/clips", workers=0)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["clips-2.check", "clips.check", "one", "two"]
+    said = {path: json.loads(path.read_text())["data"] for path in tmp_path.glob("*/check*.json")}
+    assert {str(path.relative_to(tmp_path)): data for path, data in said.items()} == {
+        "clips.check/check.json": "one/clips",
+        "clips-2.check/check.json": "two/clips",
+        "clips-2.check/check-folder.json": "folder:two/clips",
+    }
+    assert len((tmp_path / "clips-2.check/check.jsonl").read_text().splitlines()) == 2  # files are read once
+    printed = capsys.readouterr().out
+    assert "clips-2.check/check.html" in printed and "clips-2.check/check-folder.html" in printed
+
+
+# ----------------------------------------------------------------------------------------------- optical flow
+
+
+def write_flow(folder: Path, values: np.ndarray) -> None:
+    """(F, H, W, 2) uint8 as PNGs, which keep every value."""
+    folder.mkdir(parents=True)
+    for i, field in enumerate(torch.from_numpy(values).permute(0, 3, 1, 2), start=1):
+        for axis, image in zip("xy", field, strict=True):
+            (folder / f"flow_{axis}_{i:05d}.png").write_bytes(bytes(encode_png(image[None].clone()).numpy()))
+
+
+@pytest.fixture
+def flow_set(tmp_path: Path) -> Path:
+    """A CSV of clips of flow, some of them with faults."""
+    root = tmp_path / "flow"
+    rng = np.random.default_rng(0)
+    some = {name: rng.integers(0, 256, (12, 24, 32, 2), dtype=np.uint8) for name in "abcdefg"}
+    for name in "abcdef":
+        write_flow(root / name, some[name])
+    write_flow(root / "rest", np.full((12, 24, 32, 2), 128, np.uint8))
+    write_flow(root / "rest2", np.full((12, 24, 32, 2), 128, np.uint8))
+    np.save(root / "copy.npy", some["a"])
+    np.save(root / "short.npy", some["g"][:3])
+    (root / "b/flow_y_00007.png").unlink()
+    (root / "c/flow_x_00003.png").write_bytes((root / "c/flow_x_00003.png").read_bytes()[:60])
+    shutil.copy(root / "rest/flow_x_00001.png", root / "d/flow_x_00012.png")
+    image = encode_png(torch.zeros(1, 8, 8, dtype=torch.uint8))
+    (root / "d/flow_x_00012.png").write_bytes(bytes(image.numpy()))
+    names = ["a", "b", "c", "d", "e", "f", "rest", "rest2", "copy.npy", "short.npy", "gone"]
+    parts = ["train"] * 8 + ["test"] * 3
+    rows = [f"{name},{'xy'[i % 2]},{part}" for i, (name, part) in enumerate(zip(names, parts, strict=True))]
+    (root / "flow.csv").write_text("\n".join(["path,label,split", *rows]) + "\n")
+    return root / "flow.csv"
+
+
+@pytest.mark.parametrize("modality", ["auto", "flow"])
+def test_flow_is_checked_as_flow(
+    flow_set: Path, tmp_path: Path, modality: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    assert check_command(str(flow_set), out, workers=1, modality=modality, json=True) == 1  # type: ignore[arg-type]
+    report = json.loads(capsys.readouterr().out)
+    kinds = {finding["kind"]: finding["items"] for finding in report["findings"]}
+    lost = {item["paths"][0]: item["detail"] for item in kinds["unreadable"]}
+    assert report["modality"] == "flow" and set(lost) == {"b", "c", "d", "gone"}
+    assert "12 x images and 11 y images" in lost["b"] and "flow_x_00003.png: damaged" in lost["c"]
+    assert "8×8 pixels where others have 32×24" in lost["d"] and "no such file or folder" in lost["gone"]
+    assert [item["paths"] for item in kinds["leak"]] == [["a", "copy.npy"]]  # the same fields, stored otherwise
+    assert [(item["paths"], item["detail"]) for item in kinds["short"]] == [
+        (["short.npy"], "3 fields, where 8 are taken")
+    ]
+    assert [item["paths"] for item in kinds["still"]] == [["rest"], ["rest2"]]
+    assert not {"blank", "long-gop", "duplicates", "conflict", "damaged", "frame-folder"} & set(kinds)
+    assert check_command(str(flow_set.parent), out, workers=0) == 1  # the folder stands for its list
+    printed = capsys.readouterr().out
+    assert "11 clips of optical flow in 2 classes" in printed and "fields (median" in printed
+    assert "3 to 12 fields" in printed and "0.0 s" not in printed and "optimize" not in printed
+    page = (out / "check.html").read_text("utf-8")
+    assert "11 clips of optical flow" in page and "Decoding costs" not in page and "of video" not in page
+
+
+def test_flow_that_was_checked_is_not_read_again(
+    flow_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table, journal = read_table(flow_set, modality="flow"), tmp_path / "check.jsonl"
+    first = check_data(table, journal=journal, workers=0, modality="flow")
+    read: list[str] = []
+
+    def counting(path: str) -> FileFacts:
+        read.append(os.path.basename(path))
+        return examining.examine_flow(path)
+
+    monkeypatch.setattr(doctor, "examine_flow", counting)
+    assert check_data(table, journal=journal, workers=0, modality="flow").as_dict() == first.as_dict()
+    assert set(read) == {"b", "c", "d", "gone"}
+    (flow_set.parent / "e/flow_x_00012.png").unlink()
+    (flow_set.parent / "e/flow_y_00012.png").unlink()
+    read.clear()
+    check_data(table, journal=journal, workers=0, modality="flow")
+    assert "e" in read and "f" not in read
+
+
+def test_frames_and_their_flow_in_one_folder_are_told_apart_in_the_journal(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        write_flow(tmp_path / name, np.random.default_rng(ord(name)).integers(0, 256, (9, 24, 32, 2), dtype=np.uint8))
+        for i in range(1, 11):
+            shutil.copy(tmp_path / name / "flow_x_00001.png", tmp_path / name / f"img_{i:05d}.png")
+    table, journal = table_of(tmp_path, [("a", "x", ""), ("b", "y", "")]), tmp_path / "check.jsonl"
+    for _ in range(2):
+        assert check_data(table, journal=journal, workers=0).summary.frames == (10, 10, 10)
+        assert check_data(table, journal=journal, workers=0, modality="flow").summary.frames == (9, 9, 9)
+    assert len(journal.read_text().splitlines()) == 4
+
+
+def test_flow_in_subfolders_that_has_changed_is_read_again(tmp_path: Path) -> None:
+    for axis in "xy":
+        (tmp_path / "a" / axis).mkdir(parents=True)
+        (tmp_path / "a" / axis / "1.png").touch()
+    before = examining.stamp(str(tmp_path / "a"))
+    (tmp_path / "a/y/2.png").touch()
+    assert before is not None and examining.stamp(str(tmp_path / "a")) not in (before, None)
 
 
 def test_a_decoder_that_crashes_or_hangs_costs_one_clip(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

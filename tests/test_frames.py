@@ -236,6 +236,9 @@ def test_a_wanted_image_that_is_damaged_costs_the_clip(tmp_path: Path, fault: st
 def test_what_is_no_folder_of_frames_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "empty").mkdir()
     assert "holds no frames (00001.jpg" in reason_of(tmp_path / "empty")
+    (tmp_path / "flow").mkdir()
+    (tmp_path / "flow/flow_x_00001.jpg").touch()
+    assert "holds optical flow and no frames; a model of --modality flow takes it" in reason_of(tmp_path / "flow")
     (tmp_path / "empty" / f"{'9' * 40}.jpg").touch()  # no frame has such a number
     assert "holds no frames" in reason_of(tmp_path / "empty")
     assert reason_of(tmp_path / "gone") == "no such folder"

@@ -6,16 +6,19 @@ or scores come out wrong; warnings, worth a look; notes, good to know.
 
 from __future__ import annotations
 
+import itertools
 import json as jsonlib
+import os
 import shlex
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
-from rich.console import Console
 from rich.text import Text
 
 from vireo import progress
@@ -23,12 +26,12 @@ from vireo.data import duplicates
 from vireo.data.annotations import read_table, split_format
 from vireo.data.doctor_page import write_page
 from vireo.data.doctor_report import SEVERITIES, SHOWN, Report, Summary, print_report
-from vireo.data.examine import FileFacts, Journal, examine, stamp
+from vireo.data.examine import FileFacts, Journal, examine, examine_flow, stamp
 from vireo.data.findings import FINDERS, Examined, decode_costs
-from vireo.data.outputs import claim_outside, printable, shorter_names, write_text
+from vireo.data.outputs import claim_outside, listed_names, note_source, printable, source_of, write_text
 from vireo.data.pool import Crash, map_in_processes
-from vireo.data.table import ClipTable
-from vireo.errors import UsageError
+from vireo.data.table import ClipTable, counted
+from vireo.errors import DataError, UsageError
 
 
 def check_data(
@@ -38,6 +41,7 @@ def check_data(
     workers: int = -1,
     timeout: float = 300.0,
     num_frames: int = 8,
+    modality: Literal["rgb", "flow"] = "rgb",
     done: Callable[[int], None] = lambda count: None,
 ) -> Report:
     """Examine all files of a table, and what the table says of them.
@@ -48,6 +52,7 @@ def check_data(
         workers: processes that decode; -1 = one per core, 0 = none but this one.
         timeout: seconds after which a file is given up, 0 = none.
         num_frames: T, frames that a model takes of each clip.
+        modality: what the clips are.
         done: told how many files were finished since it was last called.
 
     Raises:
@@ -63,7 +68,7 @@ def check_data(
     files = list(place)
     signatures = np.zeros((len(files), duplicates.FRAMES, duplicates.CELLS, duplicates.CELLS), dtype=np.uint8)
     facts: list[FileFacts] = [FileFacts(path=path) for path in files]
-    for i, fact in _examine_all(files, journal, workers, timeout):
+    for i, fact in _examine_all(files, journal, workers, timeout, flow=modality == "flow"):
         if fact.signature:
             signatures[i] = np.frombuffer(fact.signature, dtype=np.uint8).reshape(signatures.shape[1:])
         facts[i] = replace(fact, signature=b"")  # kept in one array: objects cost more
@@ -71,11 +76,12 @@ def check_data(
     data = Examined(
         table=table,
         files=files,
-        names=shorter_names(files),
+        names=listed_names(files, table.base),
         file_of=np.fromiter((place[path] for path in paths), dtype=np.int64, count=len(paths)),
         facts=facts,
         signatures=signatures,
         num_frames=num_frames,
+        is_flow=modality == "flow",
     )
     findings = [finding for finder in FINDERS for finding in finder(data) if finding.items]
     return Report(
@@ -85,22 +91,24 @@ def check_data(
         summary=_summarise(data),
         findings=tuple(sorted(findings, key=lambda f: SEVERITIES.index(f.severity))),
         num_frames=num_frames,
+        modality=modality,
     )
 
 
 def _examine_all(
-    files: Sequence[str], journal: Path | None, workers: int, timeout: float
+    files: Sequence[str], journal: Path | None, workers: int, timeout: float, *, flow: bool
 ) -> Iterator[tuple[int, FileFacts]]:
     with ExitStack() as stack:
         known = stack.enter_context(Journal(journal)) if journal else None
         todo = []
         for i, path in enumerate(files):
-            fact = known.known(path) if known else None
+            fact = known.known(path, flow=flow) if known else None
             if fact is None:
                 todo.append(i)
             else:
                 yield i, fact
-        results = map_in_processes(_examine_stamped, [files[i] for i in todo], workers=workers, timeout=timeout)
+        look = partial(_examine_stamped, flow=flow)
+        results = map_in_processes(look, [files[i] for i in todo], workers=workers, timeout=timeout)
         for k, result in results:
             if isinstance(result, Crash):
                 yield todo[k], FileFacts(path=files[todo[k]], fault=result.reason)
@@ -111,9 +119,9 @@ def _examine_all(
             yield todo[k], fact
 
 
-def _examine_stamped(path: str) -> tuple[tuple[int, int] | None, FileFacts]:
+def _examine_stamped(path: str, *, flow: bool) -> tuple[tuple[int, int] | None, FileFacts]:
     now = stamp(path)  # before it is read: what changes meanwhile is read again next time
-    return now, examine(path)
+    return now, examine_flow(path) if flow else examine(path)
 
 
 def _summarise(data: Examined) -> Summary:
@@ -143,14 +151,15 @@ def check_command(
     workers: int = -1,
     timeout: float = 300.0,
     num_frames: int = 8,
+    modality: Literal["auto", "rgb", "flow"] = "auto",
     json: bool = False,
 ) -> int:
     """What `vireo data check` does; returns 0 when nothing must be mended, else 1."""
-    place = split_format(data)[1]
-    name = place.resolve().name if place.is_dir() else place.stem
-    out = Path(f"{name or 'data'}.check") if out is None else out
+    kind, place = split_format(data)
+    name = (place.resolve().name if place.is_dir() else place.stem) or "data"
+    out = _folder_for(place, name) if out is None else out
     claim_outside(out, place)
-    table = read_table(data)
+    table, found = _read(data, modality)
     with progress.bar("check", len(set(table.paths))) as advance:
         try:
             report = check_data(
@@ -159,32 +168,60 @@ def check_command(
                 workers=workers,
                 timeout=timeout,
                 num_frames=num_frames,
+                modality=found,
                 done=advance,
             )
         except KeyboardInterrupt:
             advance.errors.print(
-                f"{advance.done} files are checked; the same command again goes on from there ({out}/check.jsonl)",
+                f"{counted(advance.done, 'file')} checked; the same command again goes on from there "
+                f"({out}/check.jsonl)",
                 markup=False,
                 highlight=False,
                 soft_wrap=True,
             )
             raise
     plain = {"data": data, **report.as_dict()}
-    written = out / "check.json", out / "check.html"
+    stem = f"check-{kind}" if kind else "check"  # other splits of one data set have reports of their own
+    written = out / f"{stem}.json", out / f"{stem}.html"
     write_text(written[0], jsonlib.dumps(plain, indent=1) + "\n")
+    if not source_of(out):
+        note_source(out, place)
     page = write_page(
-        report, title=place.resolve().name, notes=table.notes, files=list(dict.fromkeys(table.paths)), workers=workers
+        report,
+        title=place.resolve().name,
+        notes=table.notes,
+        files=list(dict.fromkeys(table.paths)),
+        base=table.base,
+        workers=workers,
     )
     write_text(written[1], page)
     if json:
         short = {"data": data, **report.as_dict(limit=SHOWN), "json": str(written[0]), "html": str(written[1])}
         print(jsonlib.dumps(short))
     else:
-        print_report(report, Console(highlight=False), title=place.resolve().name, notes=table.notes)
-        console = Console(highlight=False)
+        print_report(report, progress.make_console(highlight=False), title=place.resolve().name, notes=table.notes)
+        console = progress.make_console(highlight=False)
         for path in written:
             console.print(Text(printable(str(path))), soft_wrap=True)
-        if any(f.kind in ("long-gop", "large") for f in report.findings):
+        if found == "rgb" and any(f.kind in ("long-gop", "large") for f in report.findings):
             command = f"vireo data optimize {shlex.quote(data)} --out {shlex.quote(name + '-256')}"
             console.print(Text(f"next: {printable(command)}", "dim"), soft_wrap=True)
     return 0 if report.sound else 1
+
+
+def _folder_for(place: Path, name: str) -> Path:
+    """Where the results of a data set go by themselves: not where those of another one of its name are."""
+    folders = (Path(f"{name}{number}.check") for number in itertools.chain([""], (f"-{i}" for i in itertools.count(2))))
+    return next(folder for folder in folders if source_of(folder) in ("", os.path.realpath(place)))
+
+
+def _read(data: str, modality: Literal["auto", "rgb", "flow"]) -> tuple[ClipTable, Literal["rgb", "flow"]]:
+    """The clips, and what they are: flow where that is said, or where they can't be read as anything else."""
+    if modality != "auto":
+        return read_table(data, modality=modality), modality
+    try:
+        return read_table(data), "rgb"
+    except (DataError, UsageError):
+        with suppress(DataError, UsageError):
+            return read_table(data, modality="flow"), "flow"
+        raise

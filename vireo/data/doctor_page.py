@@ -27,7 +27,7 @@ from vireo.data.doctor_report import (
     verdict,
 )
 from vireo.data.frames import read_frame_folder
-from vireo.data.outputs import printable, shorter_names
+from vireo.data.outputs import listed_names, printable
 from vireo.data.pool import Crash, map_in_processes
 from vireo.data.sampling import Indices, segment_indices
 from vireo.errors import DecodeError
@@ -74,7 +74,13 @@ _STYLE = """
 
 
 def write_page(
-    report: Report, *, title: str, files: Sequence[str] = (), notes: Sequence[str] = (), workers: int = 0
+    report: Report,
+    *,
+    title: str,
+    files: Sequence[str] = (),
+    base: str | None = None,
+    notes: Sequence[str] = (),
+    workers: int = 0,
 ) -> str:
     """The page's HTML.
 
@@ -82,10 +88,11 @@ def write_page(
         report: what it is about.
         title: the data's name.
         files: all files of the data; of copies among them pictures are shown.
+        base: what stands before the paths that the data gives, as `ClipTable.base`.
         notes: what was left out while reading the list.
         workers: processes that decode these pictures.
     """
-    strips = _strips(report, files, workers)
+    strips = _strips(report, dict(zip(listed_names(files, base), files, strict=True)), workers)
     parts = [
         f"<h1>{_text(title)}</h1>",
         f'<p class="muted">{_text(in_short(report))}<br>{_text(in_numbers(report))}</p>',
@@ -99,7 +106,8 @@ def write_page(
     parts.append(f"<h2>Clips per class</h2>{_classes(report.classes)}")
     parts.append(
         "<footer>Every file was decoded from beginning to end; nothing was changed. "
-        f"Decoding costs are for {report.num_frames} frames, evenly spaced. Vireo {vireo.__version__}</footer>"
+        + (f"Decoding costs are for {report.num_frames} frames, evenly spaced. " if report.modality == "rgb" else "")
+        + f"Vireo {vireo.__version__}</footer>"
     )
     style = resources.files("vireo").joinpath("report.css").read_text("utf-8") + _STYLE
     return (
@@ -125,10 +133,11 @@ def _numbers(report: Report) -> str:
     cells = [
         (f"{report.clips:,}", "clips" if report.files == report.clips else f"clips of {report.files:,} files"),
         (f"{len(report.classes):,}", "classes"),
-        (duration(s.seconds), "of video"),
         (f"{unread:,}", "files lost or damaged"),
-        (f"{s.cost:.1f}", f"frames decoded for each one wanted; {s.short_cost:.1f} with groups of {SHORT_GOP}"),
     ]
+    if report.modality == "rgb":
+        cost = f"frames decoded for each one wanted; {s.short_cost:.1f} with groups of {SHORT_GOP}"
+        cells = [*cells[:2], (duration(s.seconds), "of video"), *cells[2:], (f"{s.cost:.1f}", cost)]
     return (
         '<div class="numbers">'
         + "".join(
@@ -149,7 +158,9 @@ def _finding(finding: Finding, strips: dict[str, tuple[bytes, ...]]) -> str:
     rest = [item for item in finding.items if item not in pictured]
     listed = "".join(_row(item) for item in rest[:_ROWS])
     more = (
-        f'<p class="muted">… and {len(rest) - _ROWS:,} more; check.json has them all.</p>' if len(rest) > _ROWS else ""
+        f'<p class="muted">… and {len(rest) - _ROWS:,} more; the JSON file beside this page has them all.</p>'
+        if len(rest) > _ROWS
+        else ""
     )
     table = f"<table>{listed}</table>{more}"
     if len(rest) > 12:
@@ -216,8 +227,10 @@ def _classes(classes: Sequence[ClassCount]) -> str:
     return f'<div class="card">{legend}<div class="bars">{"".join(cells)}</div></div>'
 
 
-def _strips(report: Report, files: Sequence[str], workers: int) -> dict[str, tuple[bytes, ...]]:
+def _strips(report: Report, by_name: dict[str, str], workers: int) -> dict[str, tuple[bytes, ...]]:
     """A few frames as JPEG of each file that is shown, by the name it is shown with."""
+    if report.modality == "flow":  # pictures of which say little
+        return {}
     wanted: dict[str, None] = {}
     for finding in report.findings:
         if finding.kind in _PICTURED:
@@ -225,7 +238,6 @@ def _strips(report: Report, files: Sequence[str], workers: int) -> dict[str, tup
                 wanted.update(dict.fromkeys(item.paths[:_COPIES]))
     if not wanted:
         return {}
-    by_name = dict(zip(shorter_names(files), files, strict=True))
     names = [name for name in wanted if name in by_name][: _GROUPS * _COPIES]
     strips = {}
     for k, strip in map_in_processes(_strip, [by_name[name] for name in names], workers=workers, timeout=60.0):

@@ -86,6 +86,8 @@ class Report:
     """Faults first, then warnings, then notes."""
     num_frames: int
     """T, frames per clip that the check was made for."""
+    modality: str = "rgb"
+    """rgb or flow, what the clips are."""
 
     @property
     def sound(self) -> bool:
@@ -114,6 +116,7 @@ class Report:
             "clips": self.clips,
             "files": self.files,
             "num_frames": self.num_frames,
+            "modality": self.modality,
             "summary": vars(self.summary),
             "findings": findings,
             "classes": [row._asdict() for row in self.classes],
@@ -158,7 +161,8 @@ def verdict(report: Report) -> str:
 
 def in_short(report: Report) -> str:
     """Numbers of clips, classes and files, and the size of all."""
-    parts = [counted(report.clips, "clip"), f"in {counted(len(report.classes), 'class')}"]
+    of_flow = " of optical flow" * (report.modality == "flow")
+    parts = [counted(report.clips, "clip") + of_flow, f"in {counted(len(report.classes), 'class')}"]
     if report.files != report.clips:
         parts.append(f"of {counted(report.files, 'file')}")
     splits = [sum(row.splits[i] for row in report.classes if row.splits) for i in range(len(SPLITS))]
@@ -171,9 +175,9 @@ def in_numbers(report: Report) -> str:
     s = report.summary
     few, median, most = s.frames
     parts = [
-        duration(s.seconds),
+        duration(s.seconds) if s.seconds else "",
         f"{s.bytes / 1e6:,.1f} MB" if s.bytes < 1e9 else f"{s.bytes / 1e9:,.1f} GB",
-        f"{few:,} to {most:,} frames (median {median:,})",
+        f"{few:,} to {most:,} {'fields' if report.modality == 'flow' else 'frames'} (median {median:,})",
         _most(s.sizes, "sizes"),
         _most(s.rates, "rates", " fps"),
         _most(s.codecs, "codecs"),

@@ -22,11 +22,14 @@ import av.error
 from vireo.data.container import open_video, regular_file
 from vireo.data.decode import probe, read_frames
 from vireo.data.duplicates import CELLS, FRAMES, signature
+from vireo.data.flow import read_all_flow
 from vireo.data.frames import is_frame_folder, read_all_frames, read_frame_folder
+from vireo.data.images import is_folder
 from vireo.data.journal import JsonLines
 from vireo.data.sampling import Indices, segment_indices
 from vireo.errors import DecodeError
 
+_REST = 128  # no motion, in an image of flow
 FORMAT = 1  # raise it whenever the same file would give other facts
 
 
@@ -39,7 +42,7 @@ class FileFacts:
     """Why it can't be read, or not to its end; "" = it can. The facts below are then not known."""
     readable: int = 0
     """Frames that a lenient player shows of a file with a fault; 0 = none."""
-    kind: Literal["video", "folder"] = "video"
+    kind: Literal["video", "folder", "flow"] = "video"
     frame_count: int = 0
     seconds: float = 0.0
     """0 = not known, as of folders."""
@@ -61,9 +64,9 @@ class FileFacts:
     size: int = 0
     """Bytes."""
     digest: str = ""
-    """SHA-256 of the content, hexadecimal."""
+    """SHA-256 of the content, hexadecimal; "" = the content says nothing, as flow of 0 everywhere."""
     signature: bytes = b""
-    """FRAMES · CELLS² grey values; see `vireo.data.duplicates`."""
+    """FRAMES · CELLS² grey values, none of flow; see `vireo.data.duplicates`."""
 
 
 def examine(path: str) -> FileFacts:
@@ -77,25 +80,65 @@ def examine(path: str) -> FileFacts:
                 raise DecodeError(path, "a folder without frame images, not a video")
             return _examine_folder(path)
         return _examine_video(path)
-    except DecodeError as error:
-        return FileFacts(path=path, fault=error.reason, readable=_readable_frames(path))
-    except OSError as error:
-        return FileFacts(path=path, fault=f"can't be read ({error.strerror or error})")
-    except MemoryError:
-        return FileFacts(path=path, fault="not enough memory for its frames")
+    except (DecodeError, OSError, MemoryError) as error:
+        readable = _readable_frames(path) if isinstance(error, DecodeError) else 0
+        return FileFacts(path=path, fault=_fault(error), readable=readable)
+
+
+def examine_flow(path: str) -> FileFacts:
+    """Read a clip of flow, a folder of images or an array, from beginning to end; else as `examine`."""
+    try:
+        digest, count, height, width, still = hashlib.sha256(), 0, 0, 0, True
+        for fields in read_all_flow(path):
+            height, width = fields.shape[1:3]
+            count += len(fields)
+            still = still and int(fields.min()) >= _REST - 1 and int(fields.max()) <= _REST + 1
+            digest.update(str(fields.shape[1:]).encode() + fields.tobytes())
+        return FileFacts(
+            path=path,
+            kind="flow",
+            frame_count=count,
+            width=width,
+            height=height,
+            codec="flow images" if os.path.isdir(path) else "flow arrays",
+            keyframes=count,
+            longest_gop=1,
+            fast=True,
+            size=_bytes_below(path),
+            digest="" if still else digest.hexdigest(),
+        )
+    except (DecodeError, OSError, MemoryError) as error:
+        return FileFacts(path=path, kind="flow", fault=_fault(error))
+
+
+def _fault(error: Exception) -> str:
+    if isinstance(error, DecodeError):
+        return error.reason
+    if isinstance(error, OSError):
+        return f"can't be read ({error.strerror or error})"
+    return "not enough memory for its frames"
+
+
+def _bytes_below(path: str) -> int:
+    """Size of a file, or of the files in a folder and its subfolders, bytes."""
+    if not os.path.isdir(path):
+        return os.stat(path).st_size
+    return sum(os.lstat(os.path.join(folder, name)).st_size for folder, _, names in os.walk(path) for name in names)
 
 
 def stamp(path: str) -> tuple[int, int] | None:
     """A file's size and the time of its last change, which name its content; of folders, the number of entries.
 
-    None if there is no such file.
+    Flow may lie in subfolders, which count as well. None if there is no such file.
     """
     try:
         status = os.stat(path)
         if not stat.S_ISDIR(status.st_mode):
             return status.st_size, status.st_mtime_ns
         with os.scandir(path) as entries:
-            return sum(1 for _ in entries), status.st_mtime_ns
+            below = [entry.path for entry in entries if is_folder(entry)]
+        changed = [status.st_mtime_ns, *(os.stat(folder).st_mtime_ns for folder in below)]
+        return sum(len(os.listdir(folder)) for folder in (path, *below)), max(changed)
     except (OSError, ValueError):
         return None
 
@@ -187,7 +230,8 @@ class Journal:
 
     def __init__(self, path: Path) -> None:
         self._lines = JsonLines(path)
-        self._known = {entry[1].path: entry for line in self._lines.entries() if (entry := _parse(line)) is not None}
+        entries = (entry for line in self._lines.entries() if (entry := _parse(line)) is not None)
+        self._known = {(entry[1].path, entry[1].kind == "flow"): entry for entry in entries}
 
     def __enter__(self) -> Journal:
         return self
@@ -195,9 +239,12 @@ class Journal:
     def __exit__(self, *_: object) -> None:
         self._lines.__exit__()
 
-    def known(self, path: str) -> FileFacts | None:
-        """What was found before, if the file is still the same. It is handed out once, as memory is dear."""
-        entry = self._known.pop(os.path.abspath(path), None)
+    def known(self, path: str, *, flow: bool = False) -> FileFacts | None:
+        """What was found before, read as flow or not, if the file is still the same.
+
+        It is handed out once, as memory is dear.
+        """
+        entry = self._known.pop((os.path.abspath(path), flow), None)
         return replace(entry[1], path=path) if entry is not None and entry[0] == stamp(path) else None
 
     def add(self, facts: FileFacts, now: tuple[int, int] | None) -> None:
@@ -223,13 +270,15 @@ def _parse(line: dict[str, Any]) -> tuple[tuple[int, int], FileFacts] | None:
         facts = FileFacts(**line)
     except (ValueError, KeyError, TypeError):
         return None
-    ok = isinstance(size, int) and isinstance(changed, int) and facts.kind in ("video", "folder") and not facts.fault
+    ok = isinstance(size, int) and isinstance(changed, int) and not facts.fault
+    ok = ok and facts.kind in ("video", "folder", "flow")
     for field in fields(facts):
         value, wanted = getattr(facts, field.name), _TYPES.get(str(field.type))
         if wanted is not None:
             ok = ok and isinstance(value, wanted) and isinstance(value, bool) == (wanted is bool)
         if isinstance(value, int | float):
             ok = ok and math.isfinite(value) and value >= 0
-    if not ok or facts.frame_count < 1 or len(facts.signature) != FRAMES * CELLS * CELLS:
+    cells = 0 if facts.kind == "flow" else FRAMES * CELLS * CELLS
+    if not ok or facts.frame_count < 1 or len(facts.signature) != cells:
         return None
     return (size, changed), facts

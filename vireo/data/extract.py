@@ -35,7 +35,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from rich.console import Console
 from rich.text import Text
 
 from vireo import progress
@@ -510,7 +509,7 @@ def flow_command(
     place = split_format(data)[1]
     claim_outside(out, place)
     table = read_table(data)
-    console, errors = Console(highlight=False), Console(stderr=True, highlight=False)
+    console, errors = progress.make_console(highlight=False), progress.make_console(stderr=True, highlight=False)
     for note in table.notes:
         errors.print(Text(printable(note), "dim"), soft_wrap=True)
     with progress.bar("flow", len(table)) as advance, made_from(place, out, out / FACTS):

@@ -47,6 +47,8 @@ class Examined:
     facts: list[FileFacts]
     signatures: npt.NDArray[np.uint8]
     num_frames: int
+    is_flow: bool = False
+    """Whether the clips are optical flow."""
 
     @functools.cached_property
     def healthy(self) -> npt.NDArray[np.int64]:
@@ -82,7 +84,8 @@ class Examined:
         """Groups of files that show the same, and how alike they are."""
         by_content: dict[str, list[int]] = {}
         for i in self.healthy.tolist():
-            by_content.setdefault(self.facts[i].digest, []).append(i)
+            if self.facts[i].digest:
+                by_content.setdefault(self.facts[i].digest, []).append(i)
         exact = [pair for same in by_content.values() for pair in itertools.pairwise(same)]
         near = duplicates.near_duplicates(self.signatures[self.healthy])
         first, second = self.healthy[near.first].tolist(), self.healthy[near.second].tolist()
@@ -189,7 +192,8 @@ def _find_short(data: Examined) -> Iterator[Finding]:
             if share == 0:
                 continue  # that is another finding
         if frames < data.num_frames:
-            items.append(data.row_item(row, f"{counted(frames, 'frame')}, where {data.num_frames} are taken"))
+            thing = "field" if fact.kind == "flow" else "frame"
+            items.append(data.row_item(row, f"{counted(frames, thing)}, where {data.num_frames} are taken"))
         elif seconds and seconds < SHORTEST:
             items.append(data.row_item(row, f"{seconds:.2f} s"))
     yield _finding(
@@ -206,12 +210,17 @@ def _overlap(start: float, end: float, seconds: float) -> float:
 
 
 def _find_cuts_outside(data: Examined) -> Iterator[Finding]:
-    beyond, over = [], []
+    beyond, over, timeless = [], [], []
     for row, file in enumerate(data.file_of.tolist()):
         seconds, start, end = data.facts[file].seconds, data.table.starts[row], data.table.ends[row]
-        if data.facts[file].fault or not seconds:
+        if data.facts[file].fault:
             continue
-        if start >= seconds:
+        if data.facts[file].kind != "video":
+            if not (math.isnan(start) and math.isnan(end)):
+                timeless.append(data.row_item(row, "images and arrays have no times"))
+        elif not seconds:
+            continue
+        elif start >= seconds:
             beyond.append(data.row_item(row, f"the file ends at {seconds:.2f} s"))
         elif end > seconds + 0.5:
             over.append(data.row_item(row, f"the file ends at {seconds:.2f} s"))
@@ -221,6 +230,13 @@ def _find_cuts_outside(data: Examined) -> Iterator[Finding]:
         beyond,
         f"{counted(len(beyond), 'cut')} begin{'s' * (len(beyond) == 1)} after the file's end",
         "Correct start and end in the list: they are seconds from the file's first frame. Such clips can't be read.",
+    )
+    yield _finding(
+        "cut-timeless",
+        "fault",
+        timeless,
+        f"{counted(len(timeless), 'cut')} of clips that are no videos",
+        "Leave start and end empty, and give every cut a folder of its own. Such clips can't be read.",
     )
     yield _finding(
         "cut-over",
@@ -239,7 +255,7 @@ def _find_wrong_counts(data: Examined) -> Iterator[Finding]:
         whole = np.isnan(data.table.starts) & np.isnan(data.table.ends)
         for row in np.flatnonzero((counts > 0) & whole).tolist():
             fact = data.facts[data.file_of[row]]
-            if fact.fault or counts[row] == fact.frame_count:
+            if fact.fault or fact.kind == "flow" or counts[row] == fact.frame_count:  # of flow nothing is made of it
                 continue
             item = data.row_item(
                 row, f"the list says {counts[row]}, there {_is_are(fact.frame_count)} {fact.frame_count}"
@@ -327,15 +343,18 @@ def _crosses_splits(data: Examined, files: Sequence[int]) -> bool:
 
 
 def _find_blank(data: Examined) -> Iterator[Finding]:
-    signatures = data.signatures[data.healthy]
+    is_flow = np.array([data.facts[i].kind == "flow" for i in data.healthy.tolist()], dtype=bool)
+    shown = data.healthy[~is_flow]
+    signatures = data.signatures[shown]
     motion, contrast = duplicates.motion_of(signatures), duplicates.contrast_of(signatures)
     plain = contrast < duplicates.PLAIN
-    long_enough = np.array([data.facts[i].frame_count > 1 for i in data.healthy.tolist()], dtype=bool)
-    blank = [data.file_item(i, "one colour, or nearly") for i in data.healthy[plain].tolist()]
+    long_enough = np.array([data.facts[i].frame_count > 1 for i in shown.tolist()], dtype=bool)
+    blank = [data.file_item(i, "one colour, or nearly") for i in shown[plain].tolist()]
     still = [
-        data.file_item(i, "all frames are alike")
-        for i in data.healthy[~plain & (motion < NO_MOTION) & long_enough].tolist()
+        data.file_item(i, "all frames are alike") for i in shown[~plain & (motion < NO_MOTION) & long_enough].tolist()
     ]
+    no_flow = [i for i in data.healthy[is_flow].tolist() if not data.facts[i].digest]
+    still += [data.file_item(i, "the flow is 0 everywhere") for i in no_flow]
     yield _finding(
         "blank",
         "warning",
@@ -471,7 +490,8 @@ def _find_costs(data: Examined) -> Iterator[Finding]:
         "warning",
         large,
         f"{counted(len(large), 'file')} with pictures larger than any model here takes",
-        "Decoding time grows with the pixels: `vireo data optimize --short-side 256`.",
+        "Decoding time grows with the pixels: "
+        + ("`vireo flow --short-side 256`." if data.is_flow else "`vireo data optimize --short-side 256`."),
     )
 
 
@@ -480,7 +500,7 @@ def decode_costs(fact: FileFacts, wanted: int) -> tuple[float, float]:
     group = max(1, round(fact.frame_count / max(1, fact.keyframes))) if fact.fast else fact.frame_count
     return (
         decode_cost(fact.frame_count, group, wanted),
-        1.0 if fact.kind == "folder" else decode_cost(fact.frame_count, SHORT_GOP, wanted),
+        decode_cost(fact.frame_count, SHORT_GOP, wanted) if fact.kind == "video" else 1.0,
     )
 
 

@@ -47,6 +47,7 @@ FLOW_PREFIXES = frozenset(f"{start}{axis}{end}" for start in ("", "flow_") for a
 """What stands before the number of a flow image that lies directly in a clip's folder, in small letters."""
 _NUMBERED = re.compile(rf"(?:.*[^0-9])?([0-9]+){ENDING}", re.IGNORECASE)
 _AXIS = {"x": 0, "u": 0, "y": 1, "v": 1}
+_WINDOW = 64  # fields in memory at a time when all are read
 _MAKE = "`vireo flow` computes the flow of videos and of folders of frames"
 
 
@@ -88,19 +89,45 @@ def read_flow(path: str | Path, plan: Callable[[int], Indices], *, fields: int) 
         DecodeError: it can't be read, is damaged, or holds no flow.
     """
     path = os.fspath(path)
-    try:
+    with _faults(path):
         source = _Folder(path) if os.path.isdir(path) else _Array(path)
         count = len(source)
         starts = plan(max(1, count - fields + 1))
         within = segment_indices(min(count, fields), fields)  # 0 … fields - 1, or fewer with repeats
         wanted, places = np.unique(starts[:, None] + within, return_inverse=True)
         read = source.read(wanted)
-    except OSError as error:
-        missing = isinstance(error, FileNotFoundError | NotADirectoryError)
-        raise DecodeError(path, "no such file or folder" if missing else f"can't be read ({error.strerror})") from None
     stacks = read[places.reshape(len(starts), fields)].transpose(0, 2, 3, 1, 4)  # (T, H, W, fields, 2)
     frames = np.ascontiguousarray(stacks).reshape(*stacks.shape[:3], 2 * fields)
     return torch.from_numpy(frames).permute(0, 3, 1, 2)
+
+
+def read_all_flow(path: str | Path) -> Iterator[UInt8]:
+    """All fields of a clip, some at a time, each (n, H, W, 2) uint8, x and y.
+
+    Raises:
+        DecodeError: while iterating, as `read_flow`.
+    """
+    path = os.fspath(path)
+    with _faults(path):
+        source = _Folder(path) if os.path.isdir(path) else _Array(path)
+        size: tuple[int, ...] | None = None
+        for begin in range(0, len(source), _WINDOW):
+            fields = source.read(np.arange(begin, min(begin + _WINDOW, len(source)), dtype=np.int64))
+            size = size or fields.shape[1:3]
+            if fields.shape[1:3] != size:
+                sizes = "×".join(map(str, fields.shape[2:0:-1])), "×".join(map(str, size[::-1]))
+                raise DecodeError(path, f"field {begin + 1}: {sizes[0]} pixels where others have {sizes[1]}")
+            yield fields
+
+
+@contextlib.contextmanager
+def _faults(path: str) -> Iterator[None]:
+    """Turn the system's errors into `DecodeError`."""
+    try:
+        yield
+    except OSError as error:
+        missing = isinstance(error, FileNotFoundError | NotADirectoryError)
+        raise DecodeError(path, "no such file or folder" if missing else f"can't be read ({error.strerror})") from None
 
 
 def mirror_flow(stacks: Tensor) -> Tensor:

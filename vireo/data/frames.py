@@ -24,7 +24,7 @@ import torch
 import torchvision
 
 from vireo.data.decode import Plan
-from vireo.data.flow import FLOW_PREFIXES
+from vireo.data.flow import FLOW_PREFIXES, is_flow_clip
 from vireo.data.images import ENDING, UInt8, image_fault, list_folder, read_image
 from vireo.data.index import Int64
 from vireo.data.pictures import Frames, check_memory
@@ -156,6 +156,8 @@ def _list_frames(path: str, announced: int | None) -> list[str]:
             raise DecodeError(path, f"frame {number} is there twice: {names}")
         found[number] = name
     if not found:
+        if is_flow_clip(path):
+            raise DecodeError(path, "holds optical flow and no frames; a model of --modality flow takes it")
         raise DecodeError(path, "holds no frames (00001.jpg, 00002.jpg, …)")
     numbers = np.fromiter(found, dtype=np.int64, count=len(found))
     numbers.sort()

@@ -29,7 +29,6 @@ from typing import NamedTuple
 import av
 import av.error
 import numpy as np
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
@@ -346,7 +345,7 @@ def optimize_command(
     claim_outside(out, place)
     table = read_table(data)
     for note in table.notes:
-        Console(stderr=True, highlight=False).print(Text(printable(note), "dim"), soft_wrap=True)
+        progress.make_console(stderr=True, highlight=False).print(Text(printable(note), "dim"), soft_wrap=True)
     total = len(set(table.paths))
     with progress.bar("optimize", total) as advance, made_from(place, out, out / _JOURNAL):
         try:
@@ -363,7 +362,7 @@ def optimize_command(
         plain = {**asdict(result), "csv": str(result.csv), "failed": [list(f) for f in result.failed], **asdict(config)}
         print(jsonlib.dumps({k: None if isinstance(v, float) and math.isnan(v) else v for k, v in plain.items()}))
         return 0
-    console = Console(highlight=False)
+    console = progress.make_console(highlight=False)
     size = f"short side {config.short_side}" if config.short_side else "sizes kept"
     setting = f"H.264, {size}, groups of {config.gop} frames, CRF {config.crf}, without sound"
     console.print(

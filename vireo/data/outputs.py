@@ -26,6 +26,14 @@ def shorter_names(files: Sequence[str]) -> list[str]:
     return [os.path.relpath(path, root) for path in paths]
 
 
+def listed_names(files: Sequence[str], base: str | None) -> list[str]:
+    """The files' paths as their list gives them, see `ClipTable.base`; as `shorter_names` where that isn't known."""
+    if base is None:
+        return shorter_names(files)
+    inside = os.path.join(base, "") if base else ""
+    return [path.removeprefix(inside) for path in files]
+
+
 def claim_outside(out: Path, place: Path) -> None:
     """Check that a folder for results lies outside the data.
 
@@ -50,20 +58,30 @@ def made_from(place: Path, out: Path, begun: Path) -> Iterator[None]:
     Raises:
         UsageError: it holds results of another data set.
     """
-    note, source, before = out / SOURCE, os.path.realpath(place), ""
-    with suppress(OSError), open(note, encoding="utf-8", errors="surrogateescape", newline="") as file:
-        before = file.read(_LONGEST_PATH)
-    if before and before != source:
+    before = source_of(out)
+    if before and before != os.path.realpath(place):
         raise UsageError(
-            f"{out} holds what was made from {before}; choose another folder, or delete {note} if that is the same "
-            "data set in another place"
+            f"{out} holds what was made from {before}; choose another folder, or delete {out / SOURCE} if that is the "
+            "same data set in another place"
         )
     try:
         yield
     finally:
         if begun.is_file() and not before:
-            with suppress(StorageError):  # no reason to lose results, or to hide why there are none
-                write_text(note, source)
+            note_source(out, place)
+
+
+def source_of(folder: Path) -> str:
+    """The data set, by its real path, whose results a folder holds; "" = it does not say."""
+    with suppress(OSError), open(folder / SOURCE, encoding="utf-8", errors="surrogateescape", newline="") as file:
+        return file.read(_LONGEST_PATH)
+    return ""
+
+
+def note_source(folder: Path, place: Path) -> None:
+    """Say in a folder of which data set it holds the results, if that can be written."""
+    with suppress(StorageError):  # no reason to lose results, or to hide why there are none
+        write_text(folder / SOURCE, os.path.realpath(place))
 
 
 @contextmanager
