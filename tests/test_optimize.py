@@ -364,8 +364,11 @@ def test_settings_that_make_no_sense(wrong: dict[str, int]) -> None:
 
 
 def test_the_command(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = (data / "list.csv").read_text().splitlines(keepends=True)
+    (data / "list.csv").write_text("".join([*rows, rows[1]]))
     assert optimize_command(str(data / "list.csv"), tmp_path / "out", short_side=32, gop=1, workers=1) == 0
-    printed = capsys.readouterr().out
+    printed, said = capsys.readouterr()
+    assert "left out 1 row that repeats an earlier one (line 11)" in said
     assert "6 files, 9 clips" in printed and "broken.mp4: " in printed and "without sound" in printed
     assert optimize_command(str(data / "list.csv"), tmp_path / "out", short_side=32, gop=1, workers=1, json=True) == 0
     plain = json.loads(capsys.readouterr().out)
