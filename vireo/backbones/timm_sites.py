@@ -55,7 +55,11 @@ _RESNET = BlockFacts(
     branch_in=("conv1",), spatial=("conv2",), project_in=("aa", "conv3"), has_skip=_always
 )  # a downsample of None is the identity; what follows the spatial convolution goes before `aa`, its pooling
 
-REMEDY = "give a file instead: pretrained='weights.safetensors' (on the command line: --pretrained PATH)"
+REMEDY = (
+    "give a file instead: pretrained='weights.safetensors' (on the command line: --pretrained PATH); or "
+    "pretrained=False (--pretrained false) starts from random weights, which need more clips and epochs"
+)
+"""What to do without pretrained weights."""
 
 BLOCKS: Mapping[type[nn.Module], BlockFacts] = {
     resnet.Bottleneck: _RESNET,
