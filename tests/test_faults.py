@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import functools
 import gc
+import io
 import json
 import multiprocessing
 import os
@@ -498,8 +499,14 @@ def test_what_was_trained_before_the_ceiling_is_saved(folder: Path, tmp_path: Pa
         path = Path(training.record(order[position][0][1]).path)
         originals[path] = path.read_bytes()
         path.write_bytes(b"not a video")
+    told = io.StringIO()
     with pytest.raises(TooManyFailuresError, match="2 of 8 training clips"):
-        train(config, console=QUIET)
+        train(config, console=Console(file=told, width=1000))
+    settings_file = tmp_path / "run" / "config.yaml"
+    assert (
+        "With these clips mended, or with a higher --max-failed, e.g. 50%, go on with: "
+        f"vireo train --config {settings_file} --resume\n"
+    ) in told.getvalue()
     assert set(failed(tmp_path / "run")) == {path.name for path in originals}
     for path, content in originals.items():
         path.write_bytes(content)

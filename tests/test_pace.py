@@ -90,7 +90,7 @@ def test_enough_workers_by_playing_it_through() -> None:
         (Pace(seconds=10, waited=0.4, reading=90), 1, 8, ""),
         (Pace(), 1, 8, ""),
         (Pace(seconds=9, waited=4, reading=18), 1, 8, ""),
-        (Pace(seconds=10, waited=4, reading=18), 1, 8, "40 % of the time.*3 workers.*there are 1; use --workers 3"),
+        (Pace(seconds=10, waited=4, reading=18), 1, 8, "40 % of the time.*3 workers.*there is 1; use --workers 3"),
         (Pace(seconds=10, waited=4, reading=60), 4, 8, "10 workers.*8 cores; make clips cheaper.*vireo data optimize"),
         (Pace(seconds=10, waited=4, reading=4), 0, 8, "use --workers 1, which reads while the network works"),
         (Pace(seconds=10, waited=1, reading=6), 2, 2, ""),

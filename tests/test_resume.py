@@ -285,8 +285,8 @@ def test_another_number_of_threads_or_processes_is_said(clips: Path, tmp_path: P
         state = read_state(run / "resume.safetensors", settings, meta["data_hash"], processes=3)
     finally:
         torch.set_num_threads(threads)
-    assert f"the run used {threads} threads, this process {threads + 1}" in state.warnings[0]
-    assert "the run used 1 processes, now there are 3" in state.warnings[1]
+    assert f"the number of threads was {threads} when the run began and is {threads + 1} now" in state.warnings[0]
+    assert "the number of processes was 1 when the run began and is 3 now" in state.warnings[1]
 
 
 def test_in_parts_a_step_is_the_same(clips: Path, tmp_path: Path) -> None:

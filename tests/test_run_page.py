@@ -104,7 +104,7 @@ def test_an_interrupted_run_says_how_to_go_on(
         stop_after(patch, 4)
         run = train(config(clips, tmp_path / "run"), console=QUIET).run
     page = page_of(run)
-    assert "**Stopped**: 1 of 2 epochs" in page and "and 1 batches of the next one" in page
+    assert "**Stopped**: 1 of 2 epochs" in page and "and 1 batch of the next one" in page
     assert (run / "curves.png").exists()
     going_on = commands(page)[0]
     assert going_on[-1] == "--resume" and cli.main(going_on[1:]) == 0

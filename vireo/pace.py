@@ -81,8 +81,10 @@ def verdict(pace: Pace, *, workers: int, cores: int) -> str:
     if enough > max(workers, 1):
         remedy = f"about {enough} workers would keep up with the network"
         if enough > cores:
-            return f"{found}: {remedy}, and this machine has {cores} cores; {cheaper}, or use --decode keyframe"
-        return f"{found}: {remedy}, there are {workers}; use --workers {enough}, or {cheaper}"
+            has = f"{cores} core{'s' * (cores != 1)}"
+            return f"{found}: {remedy}, and this machine has {has}; {cheaper}, or use --decode keyframe"
+        now = f"there {'is' if workers == 1 else 'are'} {workers}"
+        return f"{found}: {remedy}, {now}; use --workers {enough}, or {cheaper}"
     if not workers:
         return f"{found}: use --workers 1, which reads while the network works"
     if share < MUCH:

@@ -13,6 +13,7 @@ from typing import Any
 
 from vireo.config import TrainConfig
 from vireo.data.outputs import printable
+from vireo.data.table import counted
 from vireo.errors import VireoError
 from vireo.files import replacing
 from vireo.plots import run_png, write_png
@@ -132,7 +133,7 @@ def page_lines(out: Path, facts: RunFacts, record: RunRecord, batch: int, failed
         f"# {code(out.absolute().name)}",
         "",
         f"{code(facts.network)}, {facts.parameters / 1e6:.2f} M parameters{kept}, trained on {code(config.data)}: "
-        f"{', '.join(parts)} clips of {facts.classes} classes (list {facts.data_hash}).",
+        f"{', '.join(parts)} clips of {counted(facts.classes, 'class')} (list {facts.data_hash}).",
         "",
         *standing(record, batch, failed, ended=ended),
         "",
@@ -150,7 +151,7 @@ def page_lines(out: Path, facts: RunFacts, record: RunRecord, batch: int, failed
         machines = f" on each of {config.num_nodes} machines" if config.num_nodes > 1 else ""
         lines += [f"`train` needs {config.devices} devices{machines}, and to be started as it was then.", ""]
     elif facts.device == "cpu":
-        threads = f"{origin.get('threads')} thread{'' if origin.get('threads') == 1 else 's'}"
+        threads = counted(origin["threads"], "thread")
         lines.append(
             f"On a CPU, with {threads} and the packages in `{ENVIRONMENT}`, the same run gives the same weights,"
         )
@@ -165,12 +166,12 @@ def standing(record: RunRecord, batch: int, failed: int, *, ended: bool) -> list
     """How far the run is, and its accuracy."""
     (epoch, best), last, rows = record.best, record.last, record.rows
     spent = f", {record.minutes:.1f} minutes" if math.isfinite(record.minutes) and rows else ""
-    done = f"{record.epochs} of {record.planned} epochs{spent}"
+    done = f"{record.epochs} of {counted(record.planned, 'epoch')}{spent}"
     if record.finished:
         early = ": `patience` ended it" if record.epochs < record.planned else ""
         lines = [f"**Finished**: {done}{early}."]
     else:
-        within = f" and {batch} batches of the next one" if batch else ""
+        within = f" and {counted(batch, 'batch')} of the next one" if batch else ""
         state = "Stopped" if ended else "Under way when this was written, or killed since"
         lines = [f"**{state}**: {done}{within}."]
     if epoch:
@@ -185,7 +186,7 @@ def standing(record: RunRecord, batch: int, failed: int, *, ended: bool) -> list
             "optimistic; the last one was not chosen.",
         ]
     if failed:
-        lines += ["", f"{failed} clips could not be read; `failed.csv` names them."]
+        lines += ["", f"{counted(failed, 'clip')} could not be read; `failed.csv` has the reasons."]
     return lines
 
 

@@ -310,14 +310,14 @@ def read_state(path: Path, config: TrainConfig, data_hash: str, *, processes: in
     warnings = []
     if meta.get("threads") != torch.get_num_threads():
         warnings.append(
-            f"the run used {meta.get('threads')} threads, this process {torch.get_num_threads()}: "
+            f"the number of threads was {meta.get('threads')} when the run began and is {torch.get_num_threads()} now: "
             "results will differ in the last bits"
         )
     before = meta.get("processes", 1)
     if before != processes:
         warnings.append(
-            f"the run used {before} processes, now there are {processes}: batch norm sees other clips together, "
-            "dropout and mixup draw other numbers"
+            f"the number of processes was {before} when the run began and is {processes} now: batch norm sees other "
+            "clips together, dropout and mixup draw other numbers"
         )
     try:
         return SavedState(

@@ -47,7 +47,7 @@ from vireo.data.mixing import mix_clips
 from vireo.data.outputs import printable
 from vireo.data.pool import resolve_workers, usable_cores
 from vireo.data.splits import Split, split_table
-from vireo.data.table import ClipTable
+from vireo.data.table import ClipTable, counted
 from vireo.distill import Teacher, load_teacher
 from vireo.distributed import Team, launch, make_fabric, peers_may_be_gone, unused_parameters
 from vireo.errors import TrainingError, UsageError, VireoError
@@ -294,14 +294,16 @@ class Session:
         whole = bars.add_task("run", total=config.epochs * clips, completed=place.epoch * clips + place.seen, note="")
         while place.epoch < config.epochs:
             if config.patience and place.best_epoch and place.epoch - place.best_epoch >= config.patience:
-                self.console.print(f"no better validation top-1 for {config.patience} epochs: the run ends here")
+                self.console.print(
+                    f"no better validation top-1 for {counted(config.patience, 'epoch')}: the run ends here"
+                )
                 return True
             began = time.monotonic()
             try:
                 finished = self.train_epoch(bars, whole, stop_requested)
             except TooManyFailuresError:
                 if place.epoch or place.seen:  # else there is nothing to save, and the folder is free for another try
-                    self.keep()
+                    self.keep_after_failures()
                 raise
             if not finished:
                 self.keep()
@@ -318,7 +320,7 @@ class Session:
                 try:
                     validation = self.validate(bars)
                 except TooManyFailuresError:  # the epoch's steps are not lost with it
-                    self.keep()
+                    self.keep_after_failures()
                     raise
                 except BaseException:  # a second Ctrl-C, another process that is gone: nobody to wait for
                     if self.team.first:
@@ -605,6 +607,12 @@ class Session:
         if self.page:  # after all that the run needs
             self.page.update(self.place.epoch, self.place.batch, len(self.place.failures))
 
+    def keep_after_failures(self) -> None:
+        """As :meth:`keep` where too many clips can't be read, and say what that run needs to go on."""
+        self.keep()
+        more = "--on-error skip" if self.config.on_error == "fail" else "a higher --max-failed, e.g. 50%,"
+        say_how_to_resume(self.console, self.out, self.place, f"With these clips mended, or with {more} go on with")
+
     def save(self, name: str) -> None:
         """Write a checkpoint that `vireo predict` can use alone."""
         save_checkpoint(
@@ -645,14 +653,15 @@ class Session:
             f"[bold]{escape(config.temporal)} × {escape(config.backbone)}[/bold], {frames_of(self.model)} of "
             f"{config.size}², {parameters:.2f} M parameters, {self.provenance['precision']} on "
             f"{f'{self.team.size} × ' if self.team.size > 1 else ''}{self.fabric.device.type}",
-            f"{len(self.labels)} classes: {len(split.train)} training clips, {len(split.val)} validation"
-            + (f", {len(split.test)} test" if split.test is not None and len(split.test) else ""),
+            f"{counted(len(self.labels), 'class')}: {counted(len(split.train), 'training clip')}, "
+            f"{len(split.val):,} validation"
+            + (f", {len(split.test):,} test" if split.test is not None and len(split.test) else ""),
             *(f"[dim]{escape(printable(note))}[/dim]" for note in (*notes, *flips)),
             *changed_by_batch_and_classes(config, split.train, self.class_weights),
         ]
         lines += [f"[yellow]warning:[/yellow] {escape(printable(warning))}" for warning in warnings]
         if config.resume:
-            lines.append(f"going on in epoch {self.place.epoch + 1}, after {self.place.batch} batches")
+            lines.append(f"going on in epoch {self.place.epoch + 1}, after {counted(self.place.batch, 'batch')}")
         self.console.print("\n".join(lines), highlight=False)
 
 
@@ -740,7 +749,7 @@ def continue_from(model: Recognizer, start: Checkpoint, labels: tuple[str, ...],
         tensors = {name: tensor for name, tensor in tensors.items() if not is_classifier(name)}
     elif start.labels != labels:
         raise UsageError(
-            f"{config.data} has {len(labels)} classes, {config.init} has {len(start.labels)}: "
+            f"{config.data} has {counted(len(labels), 'class')}, {config.init} has {len(start.labels)}: "
             f"{describe_difference(labels, start.labels)}; --reset-head true starts the classifier anew and keeps "
             "all other weights"
         )
@@ -848,11 +857,11 @@ def epoch_line(row: dict[str, float], epochs: int, better: bool) -> str:
     )
 
 
-def say_how_to_resume(console: Console, out: Path, place: Place) -> None:
-    """After a signal: what is saved and the way to go on."""
+def say_how_to_resume(console: Console, out: Path, place: Place, how: str = "Go on with") -> None:
+    """What is saved of a run that was stopped, and the way to go on."""
     console.print(
-        f"Stopped in epoch {place.epoch + 1} after {place.batch} batches; everything is saved in {escape(str(out))}.\n"
-        f"Go on with: vireo train --config {escape(shlex.quote(str(out / 'config.yaml')))} --resume",
+        f"Stopped in epoch {place.epoch + 1} after {counted(place.batch, 'batch')}; everything is saved in "
+        f"{escape(str(out))}.\n{how}: vireo train --config {escape(shlex.quote(str(out / 'config.yaml')))} --resume",
         highlight=False,
         soft_wrap=True,
     )
@@ -864,7 +873,7 @@ def changed_by_batch_and_classes(config: TrainConfig, clips: ClipTable, weights:
     if config.base_batch_size not in (0, config.batch_size):
         lines.append(
             f"learning rate {lr:.4g}: {config.lr:g} × {config.batch_size} / {config.base_batch_size}, as the batch has "
-            f"{config.batch_size} clips and base_batch_size is {config.base_batch_size}"
+            f"{counted(config.batch_size, 'clip')} and base_batch_size is {config.base_batch_size}"
         )
     if weights is not None:
         some = weights[weights > 0]
@@ -878,8 +887,8 @@ def changed_by_batch_and_classes(config: TrainConfig, clips: ClipTable, weights:
 def announce_end(console: Console, out: Path, place: Place, seconds: float) -> None:
     """The result and where it is."""
     if place.failures:
-        failed = escape(str(out / "failed.csv"))
-        console.print(f"[red]{len(place.failures)} clips could not be read[/red]; {failed} names them", soft_wrap=True)
+        clips, failed = counted(len(place.failures), "clip"), escape(str(out / "failed.csv"))
+        console.print(f"[red]{clips} could not be read[/red]; {failed} has the reasons", soft_wrap=True)
     console.print(
         f"best validation top-1 [bold]{100 * place.best:.1f} %[/bold] in {seconds / 60:.1f} min → "
         f"{escape(str(out / BEST))}",

@@ -35,7 +35,7 @@ def some(names: Sequence[str], limit: int = 5) -> str:
 
 def counted(n: int, thing: str) -> str:
     """A number of things, in the singular or plural."""
-    return f"{n:,} {thing if n == 1 else thing + ('es' if thing.endswith(('s', 'ch')) else 's')}"
+    return f"{n:,} {thing if n == 1 else thing + ('es' if thing.endswith(('s', 'batch')) else 's')}"
 
 
 class _Packed(NamedTuple):
