@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import struct
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -23,7 +26,7 @@ from vireo.data.annotations import read_table
 from vireo.data.order import PAIRS, OrderConfig, make_order
 from vireo.data.transforms import eval_size
 from vireo.errors import StorageError, UnknownNameError, UsageError
-from vireo.explain import pictures
+from vireo.explain import command, pictures
 from vireo.explain.cam import grad_cam
 from vireo.explain.command import explain_command
 from vireo.explain.explanation import Seen, explain, parts_of, read_seen
@@ -283,6 +286,10 @@ def test_nothing_is_left_behind() -> None:
     assert torch.equal(model.classifier.bias.grad, torch.ones(3))
     after = model.state_dict()
     assert all(torch.equal(after[k], v) for k, v in values.items() if "num_batches" not in k and "running" not in k)
+
+
+def seen_by(checkpoint: Checkpoint, video: str | Path) -> Seen:
+    return read_seen(checkpoint.model.config, checkpoint.view, video)
 
 
 class Reds(nn.Module):
@@ -582,7 +589,7 @@ def test_two_models_side_by_side(
 
 
 def read_seen_picture(checkpoint: Path, video: Path) -> np.ndarray:
-    return frames_of(read_seen(load_checkpoint(checkpoint), video).clip)[0].astype(float)
+    return frames_of(seen_by(load_checkpoint(checkpoint), video).clip)[0].astype(float)
 
 
 def test_the_command_line(videos: Path, checkpoints: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -646,6 +653,29 @@ def test_the_middle_field_of_a_stack_is_shown(fields: int) -> None:
         clip[0, 2 * i] = 200 if i == fields // 2 else 56
     red, _, blue = frames_of(clip)[0, 2, 2].astype(int)
     assert red > blue + 100
+
+
+def test_a_file_that_crashes_or_holds_up_the_decoder_costs_itself_alone(
+    videos: Path, checkpoints: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole = sorted(videos.rglob("*.mp4"))[0]
+    for name in ("1_crash", "2_stuck", "3_whole"):
+        (tmp_path / f"{name}.mp4").write_bytes(whole.read_bytes())
+
+    def read(config: ModelConfig, view: ViewConfig, video: str) -> Seen:
+        if Path(video).stem == "1_crash":
+            os.kill(os.getpid(), signal.SIGUSR1)  # as quietly as a crash can be
+        if Path(video).stem == "2_stuck":
+            time.sleep(1000)
+        return read_seen(config, view, video)
+
+    monkeypatch.setattr(command, "read_seen", read)
+    arguments = [str(checkpoints / "tsn.safetensors"), str(tmp_path), "--what", "occlusion", "--json"]
+    assert cli.main(["explain", *arguments, "--out", str(tmp_path / "out"), "--decode-timeout", "2"]) == 1
+    found = {Path(one["path"]).stem: one for one in map(json.loads, capsys.readouterr().out.splitlines())}
+    assert "crashed" in found["1_crash"]["error"] and "2 s" in found["2_stuck"]["error"]
+    assert found["3_whole"]["prediction"] and [path.name for path in (tmp_path / "out").iterdir()] == ["3_whole"]
+    assert cli.main(["explain", *arguments, "--decode-timeout", "-1"]) == 2
 
 
 def test_no_heat_is_said_and_not_drawn(
@@ -715,7 +745,7 @@ def test_the_boxes_hold_the_objects(tmp_path: Path) -> None:
     checkpoint = Checkpoint(model=model, labels=LABELS, view=view)
     shares = []
     for video in sorted(make_order(tmp_path, config, workers=0).parent.rglob("*.mp4")):
-        seen = read_seen(checkpoint, video)
+        seen = seen_by(checkpoint, video)
         inside = boxes_of(video, seen, view).amax(dim=0).bool()
         change = (seen.clip[0].float() - seen.clip[1].float()).abs().mean(dim=0)
         shares.append(float(change[inside].mean() / change[~inside].mean()))
@@ -745,7 +775,7 @@ def test_heat_follows_the_moving_object(tmp_path: Path) -> None:
         record = table.record(index)
         label = table.label_names[record.label]
         if label in PAIRS["push"] + PAIRS["approach"] and f"/{label}/" in record.path and index % 8 == 0:
-            seen = read_seen(checkpoint, record.path)
+            seen = seen_by(checkpoint, record.path)
             clips.append(seen.clip)
             inside.append(boxes_of(Path(record.path), seen, checkpoint.view))
             labels.append(checkpoint.labels.index(label))

@@ -751,6 +751,7 @@ def explain(
     method: Literal["gradcam", "gradcam++", "hirescam"] = "gradcam",
     layer: str | None = None,
     device: str = "auto",
+    decode_timeout: float = 60.0,
     json: bool = False,
 ) -> int:
     """Draw what a model sees in videos, and what its answer rests on. The checkpoint carries all that this needs.
@@ -769,6 +770,7 @@ def explain(
         method: Of the heat maps; hirescam is the sharpest with an early --layer.
         layer: Layer of the backbone whose output the heat maps show, e.g. layer3; earlier ones are finer [the last].
         device: auto, cpu, cuda, cuda:1, mps.
+        decode_timeout: Seconds after which the process that decodes a file is replaced; 0 = none.
         json: Print one JSON object per video and line.
 
     Example:
@@ -790,6 +792,7 @@ def explain(
         method=method,
         layer=layer,
         device=device,
+        decode_timeout=decode_timeout,
         json=json,
     )
 

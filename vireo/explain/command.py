@@ -5,23 +5,31 @@ from __future__ import annotations
 import json as jsonlib
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from rich.text import Text
 
 from vireo import progress
 from vireo.checkpoint import Checkpoint, load_checkpoint
+from vireo.config import ModelConfig, ViewConfig
 from vireo.data.outputs import shorter_names
+from vireo.data.pool import Crash, map_in_processes
 from vireo.devices import choose_device
 from vireo.errors import DecodeError, UsageError
 from vireo.explain.cam import Method
-from vireo.explain.explanation import WHAT, Explanation, class_number, describe, explain, parts_of
+from vireo.explain.explanation import WHAT, Explanation, Seen, class_number, describe, explain, parts_of, read_seen
 from vireo.explain.movie import heat_movie, write_mp4
 from vireo.explain.pictures import features_png, gates_png, keypoints_png, strip_png
 from vireo.plots import write_png
 from vireo.predict import find_videos
+
+_Read = tuple[NDArray[np.uint8], tuple[int, ...], int]
+"""A `Seen` on its way from another process."""
 
 
 def explain_command(
@@ -35,6 +43,7 @@ def explain_command(
     method: Method = "gradcam",
     layer: str | None = None,
     device: str = "auto",
+    decode_timeout: float = 60.0,
     json: bool = False,
 ) -> int:
     """Draw pictures of what a model sees in videos, in a folder per video; exit code 1 if any could not be read.
@@ -49,6 +58,7 @@ def explain_command(
         method: gradcam, gradcam++ or hirescam.
         layer: whose output the heat is of; None: the last one before the pooling.
         device: auto, cpu, cuda, ...
+        decode_timeout: seconds after which the process that reads a video is replaced; 0 = none.
         json: print a JSON object per video.
 
     Raises:
@@ -67,18 +77,23 @@ def explain_command(
     folder = out if out is not None else checkpoint.with_suffix(".explain")
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"{folder} is a file; the pictures go to a folder")
+    folders = _folders(videos, folder)
     failed = 0
+    # One process reads ahead, so that a file may crash or keep busy a decoder.
+    read = partial(_read, [(one.model.config, one.view) for one in loaded])
+    reading = map_in_processes(read, map(str, videos), workers=1, timeout=decode_timeout)
     with progress.bar("explain", len(videos)) as advance:
-        for video, place_of in zip(videos, _folders(videos, folder), strict=True):
-            try:
-                both = _explain_all(loaded, names, video, parts, target, method, layer, place)
-            except DecodeError as error:
+        for number, found in reading:
+            video, place_of = videos[number], folders[number]
+            if isinstance(found, Crash):
                 failed += 1
                 if not json:
-                    line = Text.assemble(("failed", "red"), f"  {video}: {error.reason}")
+                    line = Text.assemble(("failed", "red"), f"  {video}: {found.reason}")
                     advance.errors.print(line, soft_wrap=True)
-                record: dict[str, Any] = {"path": str(video), "error": error.reason}
+                record: dict[str, Any] = {"path": str(video), "error": found.reason}
             else:
+                seen = [Seen(clip=torch.from_numpy(clip), positions=p, frame_count=count) for clip, p, count in found]
+                both = _explain_all(loaded, names, video, seen, parts, target, method, layer, place)
                 files = _draw(video.name, both, place_of)
                 record = {"path": str(video), **both[0].as_dict(), "files": [str(file) for file in files]}
                 if len(both) > 1:
@@ -92,6 +107,15 @@ def explain_command(
     if failed and not json:
         print(f"{failed} of {len(videos)} files could not be read", file=sys.stderr)
     return 1 if failed else 0
+
+
+def _read(kinds: Sequence[tuple[ModelConfig, ViewConfig]], video: str) -> list[_Read] | Crash:
+    """What each model sees of a video, or why it can't be read."""
+    try:
+        seen = [read_seen(config, view, video) for config, view in kinds]
+    except DecodeError as error:
+        return Crash(error.reason)
+    return [(one.clip.numpy(), one.positions, one.frame_count) for one in seen]  # an array crosses the pipe by value
 
 
 def _parts(loaded: Sequence[Checkpoint], what: Sequence[str]) -> list[tuple[str, ...]]:
@@ -139,6 +163,7 @@ def _explain_all(
     loaded: Sequence[Checkpoint],
     names: Sequence[str],
     video: Path,
+    seen: Sequence[Seen],
     parts: Sequence[tuple[str, ...]],
     target: str | None,
     method: Method,
@@ -147,11 +172,10 @@ def _explain_all(
 ) -> list[Explanation]:
     """What each model sees; the second explains the first one's class, if it knows it."""
     found: list[Explanation] = []
-    for one, name, what in zip(loaded, names, parts, strict=True):
+    for one, name, what, frames in zip(loaded, names, parts, seen, strict=True):
         wanted = target or (found[0].target if found and found[0].target in one.labels else None)
-        found.append(
-            explain(one, video, target=wanted, what=what, method=method, layer=layer, device=device, name=name)
-        )
+        look: dict[str, Any] = {"what": what, "method": method, "layer": layer, "device": device}
+        found.append(explain(one, video, target=wanted, name=name, seen=frames, **look))
     return found
 
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from vireo.checkpoint import Checkpoint
+from vireo.config import ModelConfig, ViewConfig
 from vireo.data.clips import read_clip
 from vireo.data.flow import read_flow
 from vireo.data.sampling import Indices, sample_indices
@@ -39,6 +40,11 @@ class Seen:
     """(T,) which frames of the video they are, from 0; for flow, where their stacks begin."""
     frame_count: int
     """Frames of the video; for flow, places where a stack can begin."""
+
+    @property
+    def is_flow(self) -> bool:
+        """Whether these are stacks of optical flow."""
+        return self.clip.shape[1] != 3
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -97,6 +103,7 @@ def explain(
     top_k: int = 3,
     device: torch.device | str = "cpu",
     name: str | None = None,
+    seen: Seen | None = None,
 ) -> Explanation:
     """Look at what a model sees in a video and what its answer rests on.
 
@@ -110,6 +117,7 @@ def explain(
         top_k: classes in the prediction.
         device: where to compute.
         name: what the model is called in pictures; None: its module and backbone.
+        seen: the frames, if they have been read already.
 
     Raises:
         DecodeError: the video can't be read.
@@ -121,7 +129,7 @@ def explain(
     what = tuple(what) or there
     if missing := [part for part in what if part not in there]:
         raise UsageError(f"{missing[0]}: {describe(model)} has none; it has {', '.join(there)}")
-    seen = read_seen(checkpoint, video)
+    seen = seen or read_seen(model.config, checkpoint.view, video)
     clip = seen.clip.to(device)
     heat = drops = None
     visuals: dict[str, Tensor] = {}
@@ -149,13 +157,12 @@ def explain(
     )
 
 
-def read_seen(checkpoint: Checkpoint, video: str | Path) -> Seen:
-    """The frames that the checkpoint's model sees of a video.
+def read_seen(config: ModelConfig, view: ViewConfig, video: str | Path) -> Seen:
+    """The frames that a model sees of a video.
 
     Raises:
         DecodeError: it can't be read.
     """
-    config, view = checkpoint.model.config, checkpoint.view
     asked: list[tuple[int, Indices]] = []
 
     def plan(frame_count: int) -> Indices:

@@ -14,7 +14,7 @@ from torchvision.utils import flow_to_image
 
 from vireo.data.flow import BOUND
 from vireo.data.outputs import printable
-from vireo.explain.explanation import Explanation
+from vireo.explain.explanation import Explanation, Seen
 from vireo.plots import ACCENT, COLOURS, DPI, INK, MUTED, PAPER, missing_glyphs, new_figure, shorten, to_png
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ def frames_of(clip: Tensor) -> UInt8:
 
     Of a stack of flow its middle field is shown. White is no motion, the strongest motion of the clip has full colour.
     """
-    if clip.shape[1] != 3:
+    if clip.shape[1] != 3:  # stacks of flow
         middle = 2 * (clip.shape[1] // 4)
         clip = flow_to_image((clip[:, middle : middle + 2].float() - 128) * (2 * BOUND / 255))
     pictures: UInt8 = clip.permute(0, 2, 3, 1).contiguous().numpy()
@@ -159,7 +159,7 @@ def strip_png(name: str, explanation: Explanation, against: Explanation | None =
             _row_title(sheet, top, tall, _words(e.model), colour)
             if e.is_cold:
                 told = f"no heat: nothing in this layer speaks for “{shorten(e.target, 40)}”"
-                sheet.text(left, top + tall / 2, told, va="center", color=MUTED)
+                sheet.text(left + 0.05, top + tall / 2, told, va="center", color=MUTED)
             else:
                 hot = overlay(frames_of(e.seen.clip), e.heat)
                 for column, t in enumerate(own):
@@ -217,8 +217,18 @@ def _notes(both: Sequence[Explanation]) -> list[str]:
             + ("its neighbours." if len(drops[0]) > 1 else "grey.")
             + (" Here no single frame is needed." if plain else "")
         )
-    notes[-1] += f" Numbers: which of the video's {first.seen.frame_count} frames."
+    notes[-1] += f" {_numbers(first.seen)}"
     return notes
+
+
+def _numbers(seen: Seen) -> str:
+    """What the numbers below frames are."""
+    if seen.is_flow:
+        return (
+            f"Numbers: which of the clip's {seen.frame_count} stacks of flow; of each the middle field is shown, its "
+            "direction as colour, no motion white."
+        )
+    return f"Numbers: which of the video's {seen.frame_count} frames."
 
 
 def _footer(sheet: Sheet, top: float, lines: Sequence[str]) -> None:
@@ -270,8 +280,14 @@ def keypoints_png(name: str, explanation: Explanation, *, points: int = 2) -> by
     columns = chosen(len(explanation.seen.clip), 8)
     cell, per_row = 2.3, min(4, len(columns))
     rows = -(-len(columns) // per_row)
-    header, foot = 0.76, 0.5
-    sheet = Sheet(2 * _MARGIN + per_row * (cell + _GAP), header + rows * (cell + 0.24) + foot)
+    width = 2 * _MARGIN + per_row * (cell + _GAP)
+    lines = textwrap.wrap(
+        "Crosses: where channels have their maximum in a region (a colour per region). Arrows: where it moves to by "
+        f"the next frame seen. Dotted: the regions' borders. {_numbers(explanation.seen)}",
+        int((width - 2 * _MARGIN) / 0.068),
+    )
+    header, foot = 0.76, 0.18 + 0.16 * len(lines)
+    sheet = Sheet(width, header + rows * (cell + 0.24) + foot)
     _header(sheet, name, [explanation])
     frames = frames_of(explanation.seen.clip)
     shifts = drawn["shifts"]
@@ -284,11 +300,6 @@ def keypoints_png(name: str, explanation: Explanation, *, points: int = 2) -> by
         at = t * times // len(frames)
         _borders(axes, drawn["centre"][at], side, round(len(drawn["key_points"][at]) ** 0.5))
         _crosses(axes, drawn["key_points"][at], shifts[at] if at < len(shifts) else None, side)
-    lines = [
-        "Crosses: where channels have their maximum in a region (a colour per region). Arrows: where it moves to",
-        "by the next frame seen. Dotted: the regions' borders. "
-        f"Numbers: which of the video's {explanation.seen.frame_count} frames.",
-    ]
     _footer(sheet, header + rows * (cell + 0.24) + 0.08, lines)
     return sheet.png()
 
