@@ -276,6 +276,34 @@ def test_the_features_are_what_the_classifier_sees(setting: tuple[Path, Path], t
         assert [row["path"] for row in csv.DictReader(file)] == [str(data / "jump" / "jump_1.mp4")]
 
 
+@pytest.mark.parametrize(("protocol", "batch_size"), [("2x3", 4), ("3x10-dense", 64), ("tefe", 2)])
+def test_features_are_the_mean_over_clips_and_views(
+    setting: tuple[Path, Path],
+    tmp_path: Path,
+    protocol: str,
+    batch_size: int,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    checkpoint, data = setting
+    loaded, out = load_checkpoint(checkpoint), tmp_path / "out"
+    line = ["embed", str(checkpoint), "--data", str(data), "--out", str(out), "--workers", "0", "--map", "none"]
+    shutil.copy(data / "wave" / "wave_0.mp4", tmp_path / "new.mp4")
+    asked = ["--protocol", protocol, "--query", str(tmp_path / "new.mp4"), "--batch-size", str(batch_size), "--json"]
+    assert cli.main([*line, *asked]) == 0
+    told = json.loads(capsys.readouterr().out)
+    # The classifier is linear: of the mean of the features it makes the mean of the scores.
+    weight, bias = (of.detach().numpy() for of in loaded.model.classifier.parameters())
+    found = load_embeddings(out).features
+    scores = evaluate(loaded, data, split="all", workers=0, protocol=protocol).clip_scores
+    assert scores is not None
+    assert np.allclose(found @ weight.T + bias, scores.scores[scores.read], atol=1e-4)
+    near = told["queries"][0]["nearest"][0]  # a file that is not in the data is looked at in the same way
+    assert near["clip"] == "wave/wave_0" and near["similarity"] == pytest.approx(1, abs=1e-5)
+    assert cli.main([*line, "--json"]) == 0
+    assert not json.loads(capsys.readouterr().out)["reused"]  # those of another protocol are no use
+    assert not np.allclose(found, load_embeddings(out).features, atol=1e-4)
+
+
 def test_the_command(setting: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     checkpoint, data = setting
     out, new = tmp_path / "out", tmp_path / "new.mp4"

@@ -599,6 +599,7 @@ def embed(
     data: str,
     out: Path | None = None,
     split: Literal["all", "auto", "train", "val", "test"] = "all",
+    protocol: str = "1x1-center",
     query: tuple[str, ...] = (),
     nearest: int = 5,
     map: Literal["pca", "tsne", "none"] = "pca",
@@ -623,6 +624,7 @@ def embed(
         data: A folder with one subfolder per class, a CSV, or FORMAT:PATH, as in train.
         out: Folder for the results [NAME.embed/ beside the checkpoint NAME.safetensors].
         split: Of the clips, as in eval.
+        protocol: How often each video is looked at, as in eval; its features are the mean.
         query: Clips whose nearest ones are wanted: names as in clips.csv, or files, in the data or not.
         nearest: How many of them.
         map: pca: directions of largest variance; tsne: near clips stay near, needs scikit-learn, takes minutes.
@@ -651,6 +653,7 @@ def embed(
         data,
         out=out,
         split=split,
+        protocol=protocol,
         query=query,
         nearest=nearest,
         map=map,

@@ -1,6 +1,7 @@
 """Clips as vectors: what the classifier sees of each, which clips are near which, and a map of them all.
 
-    features.npy   (M, D), a row per clip: Outputs.features, the vector before the classifier, averaged over the frames
+    features.npy   (M, D), a row per clip: Outputs.features, the vector before the classifier, averaged over the frames,
+                   and over the clips and views of the protocol
     clips.csv      clip,label,split,path of each row
     embed.json     what they rest on
     failed.csv     clips that could not be read; they have no row
@@ -43,14 +44,13 @@ from vireo.data.faults import Failure, FailureCount
 from vireo.data.outputs import printable
 from vireo.data.table import ClipTable
 from vireo.devices import choose_device
-from vireo.errors import DataError, MissingDependencyError, UnknownNameError, UsageError, writing
+from vireo.errors import DataError, DecodeError, MissingDependencyError, UnknownNameError, UsageError, writing
 from vireo.files import read_bounded, replacing, write_failures, write_json
 from vireo.model import Recognizer
-from vireo.predict import load_clip
 from vireo.progress import make_console
-from vireo.protocols import choose_protocol, describe_protocol
+from vireo.protocols import Protocol, choose_protocol, describe_protocol
 from vireo.scores import clip_names
-from vireo.scoring import choose_split, clip_loader, describe, frames_of
+from vireo.scoring import apart, choose_split, clip_loader, describe, frames_of
 from vireo.strips import Strip, clip_frames, strips_png
 
 Precision = Literal["float32", "float16"]
@@ -152,14 +152,14 @@ class FeatureWriter:
         self._file, self._dtype = file, np.dtype(precision)
         self.rows = self.width = 0
 
-    def append(self, features: Tensor) -> None:
+    def append(self, features: npt.ArrayLike) -> None:
         """Write (n, D) rows.
 
         Raises:
             DataError: a value is infinite, not a number, or too large for the type.
         """
         with np.errstate(over="ignore"):
-            rows = features.float().cpu().numpy().astype(self._dtype)
+            rows = np.asarray(features).astype(self._dtype)
         if not np.isfinite(rows).all():
             raise DataError(
                 "The model's features are infinite or not a number"
@@ -206,6 +206,8 @@ def embed_clips(
     batches: Iterable[Batch],
     writer: FeatureWriter,
     *,
+    pictures: int = 1,
+    at_once: int = 8,
     device: torch.device | str = "cpu",
     advance: Callable[[int], None] = lambda clips: None,
     note: Callable[[tuple[Failure, ...]], None] = lambda failures: None,
@@ -216,6 +218,8 @@ def embed_clips(
         model: on ``device``, in evaluation mode.
         batches: of clips, each once.
         writer: where the rows go.
+        pictures: clips × views of each video, which follow each other in a batch.
+        at_once: pictures per forward pass.
         device: where the model is.
         advance: called with the number of clips done, for a progress bar.
         note: called with the failures of every batch; may raise to end it all.
@@ -227,15 +231,28 @@ def embed_clips(
         DataError: features that are not finite.
     """
     rows, failures = [np.empty(0, dtype=np.int64)], list[Failure]()
-    with torch.inference_mode():
-        for batch in batches:
-            failures.extend(batch.failures)
-            note(batch.failures)
-            if len(batch.labels):
-                writer.append(model.forward_outputs(batch.clips.to(device, non_blocking=True)).features)
-                rows.append(batch.indices.numpy())
-            advance(len(batch.labels) + len(batch.failures))
+    for batch in batches:
+        failures.extend(batch.failures)
+        note(batch.failures)
+        if len(batch.labels):
+            writer.append(_features(model, batch.clips, pictures, at_once, device))
+            rows.append(batch.indices.numpy())
+        advance(len(batch.labels) + len(batch.failures))
     return np.concatenate(rows), tuple(failures)
+
+
+@torch.inference_mode()
+def _features(
+    model: Recognizer, clips: Tensor, pictures: int, at_once: int, device: torch.device | str
+) -> npt.NDArray[np.float32]:
+    """(N, D) of N videos: the mean over their pictures."""
+    some = [
+        model.forward_outputs(part.to(device, non_blocking=True)).features.float().cpu()
+        for part in torch.split(apart(clips, pictures), at_once)
+    ]
+    joined = torch.cat(some)
+    features: npt.NDArray[np.float32] = joined.view(-1, pictures, joined.shape[1]).mean(1).numpy()
+    return features
 
 
 # --- nearest ------------------------------------------------------------------------------------------
@@ -392,6 +409,7 @@ def embed_command(
     *,
     out: Path | None = None,
     split: Split = "all",
+    protocol: str = "1x1-center",
     query: Sequence[str] = (),
     nearest: int = 5,
     map: Map = "pca",
@@ -438,14 +456,15 @@ def embed_command(
             raise UnknownNameError("class", label, table.label_names, lists="clips.csv")
     names = clip_names(table)
     queries = find_queries(query, names, table)
-    outside = {q.name: _outside(loaded, q.name, target) for q in queries if q.row is None}  # before the long work
+    looks = _Looks.of(choose_protocol(loaded.view, protocol), batch_size, target)
+    outside = {q.name: _outside(loaded, q.name, looks) for q in queries if q.row is None}  # before the long work
     facts = {
         "checkpoint": describe(loaded),
         "checkpoint_sha256": _digest(checkpoint),
         "data_hash": table.digest(),
         "split": part,
         "precision": precision,
-        "protocol": describe_protocol(choose_protocol(loaded.view, "1x1-center"), frames_of(loaded.model)),
+        "protocol": describe_protocol(looks.protocol, frames_of(loaded.model)),
         "vireo": vireo.__version__,
     }
     with writing(out):
@@ -454,7 +473,7 @@ def embed_command(
     reused = found is not None
     if found is None:
         read = read or ReadConfig()
-        _make(loaded, table, names, out, facts, notes, precision, batch_size, workers, target, read)
+        _make(loaded, table, names, out, facts, notes, precision, looks, workers, read)
         found = load_embeddings(out)
     answers, code = _answer(queries, outside, found, names, nearest)
     files = _draw(answers, found, table, names, out, map, labels, seed, modality)
@@ -496,11 +515,37 @@ def find_queries(wanted: Sequence[str], names: Sequence[str], table: ClipTable) 
     return found
 
 
-def _outside(checkpoint: Checkpoint, path: str, device: torch.device) -> npt.NDArray[np.float32]:
-    """The features of a file that is not in the data, (D,)."""
-    with torch.inference_mode():
-        clip = load_clip(checkpoint, path)[None].to(device)
-        features: npt.NDArray[np.float32] = checkpoint.model.forward_outputs(clip).features[0].float().cpu().numpy()
+class _Looks(NamedTuple):
+    """How often the network looks at a video, and where it runs."""
+
+    protocol: Protocol
+    pictures: int
+    """Clips × views."""
+    at_once: int
+    """Pictures per forward pass."""
+    videos: int
+    """Per batch."""
+    device: torch.device
+
+    @classmethod
+    def of(cls, protocol: Protocol, at_once: int, device: torch.device) -> _Looks:
+        pictures = protocol.view.clips * protocol.views_per_clip
+        # Whole frames of two videos may differ in size.
+        videos = 1 if protocol.view.views == "full" else max(1, at_once // pictures)
+        return cls(protocol, pictures, at_once, videos, device)
+
+
+def _outside(checkpoint: Checkpoint, path: str, looks: _Looks) -> npt.NDArray[np.float32]:
+    """The features of a file that is not in the data, (D,).
+
+    Raises:
+        DecodeError: it can't be read.
+    """
+    table, model = ClipTable.of_paths([path]), checkpoint.model
+    [batch] = clip_loader(model, checkpoint, table, batch_size=1, workers=0, protocol=looks.protocol)
+    if batch.failures:
+        raise DecodeError(path, batch.failures[0].reason)
+    features: npt.NDArray[np.float32] = _features(model, batch.clips, looks.pictures, looks.at_once, looks.device)[0]
     return features
 
 
@@ -528,21 +573,31 @@ def _make(
     facts: Mapping[str, Any],
     notes: Sequence[str],
     precision: Precision,
-    batch_size: int,
+    looks: _Looks,
     workers: int,
-    device: torch.device,
     read: ReadConfig,
 ) -> None:
     """Embed all clips and write the files."""
     model = checkpoint.model
-    loader = clip_loader(model, checkpoint, table, batch_size=batch_size, workers=workers, read=read)
+    loader = clip_loader(
+        model, checkpoint, table, batch_size=looks.videos, workers=workers, read=read, protocol=looks.protocol
+    )
     count = FailureCount("embedding", len(table), read)
     with (
         closing(loader),
         progress.bar("embed", len(table)) as advance,
         feature_file(out / FEATURES, precision) as writer,
     ):
-        rows, failures = embed_clips(model, loader, writer, device=device, advance=advance, note=count.note)
+        rows, failures = embed_clips(
+            model,
+            loader,
+            writer,
+            pictures=looks.pictures,
+            at_once=looks.at_once,
+            device=looks.device,
+            advance=advance,
+            note=count.note,
+        )
         # From here to the last file the folder holds no whole result, which this one stands for.
         (out / ABOUT).unlink(missing_ok=True)
         width = writer.width
