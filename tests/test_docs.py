@@ -20,8 +20,8 @@ def commands(text: str) -> list[str]:
     found = []
     for block in re.findall(r"^```\w*\n(.*?)^```", text, re.MULTILINE | re.DOTALL):
         for line in block.replace("\\\n", " ").splitlines():
-            if re.match(r"vireo \w", line):
-                found.append(line)
+            if command := re.match(r"(?:.* -m )?(vireo \w.*)", line):
+                found.append(command[1])
     prose = re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL)
     found += [" ".join(code.split()) for code in re.findall(r"`(vireo [^`]*--[^`]*)`", prose)]
     return [re.split(r"\s#|\s\|\s", line)[0].strip() for line in found]
@@ -54,6 +54,26 @@ def test_commands_parse(page: str, line: str, tmp_path: Path) -> None:
     if parser.config:
         kind = parser.config[1]
         kind(**{field: values[field] for field in kind.__dataclass_fields__})  # type: ignore[attr-defined]
+
+
+OTHERS = {"debug", "help", "strict", "nproc_per_node"}
+"""Options of all commands, of mypy and of torchrun."""
+
+
+def test_options_named_in_prose_exist() -> None:
+    known = set(OTHERS)
+    for name, verb in cli.VERBS.items():
+        known.update(Parser.of(f"vireo {name}", verb).options())
+    for script in (*(ROOT / "benchmarks").glob("*.py"), *(ROOT / "tools").glob("*.py")):
+        known.update(name.replace("-", "_") for name in re.findall(r'"--([a-z][a-z-]*)"', script.read_text("utf-8")))
+    assert {"data", "batch_size", "endurance"} <= known and "nonsense" not in known
+    named = {
+        (str(page.relative_to(ROOT)), option)
+        for page in PAGES
+        for option in re.findall(r"(?<![\w-])--([a-z][a-z-]*)", page.read_text(encoding="utf-8"))
+    }
+    assert len(named) > 100
+    assert [(page, option) for page, option in sorted(named) if option.replace("-", "_") not in known] == []
 
 
 def anchors(page: Path) -> set[str]:
