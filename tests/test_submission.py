@@ -109,6 +109,50 @@ def test_clips_that_cannot_be_read_have_no_line(
     assert cli.main([*line, "--split", "test", "--on-error", "fail"]) == 1
 
 
+def test_models_vote_on_clips_without_labels(
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data, out = data_set(tmp_path / "data", "ssv2"), tmp_path / "both"
+    torch.manual_seed(1)
+    model = create_model("tsm", "resnet10t", num_classes=6, num_frames=4)
+    torch.nn.init.normal_(model.classifier.weight)
+    other = tmp_path / "other.safetensors"
+    save_checkpoint(other, model, labels=OFFICIAL, view=ViewConfig(size=32), provenance={})  # in another order
+    line = ["fuse", str(checkpoint), str(other), "--data", data, "--split", "test", "--workers", "0"]
+    assert cli.main([*line, "--weights", "1,0.5", "--out", str(out)]) == 0
+    assert f"1 × {checkpoint} + 0.5 × {other}" in capsys.readouterr().out.replace("\n", "")
+    # The same clips as a list with labels, each model on its own, added up by hand.
+    media = tmp_path / "data" / "20bn-something-something-v2"
+    (tmp_path / "same.csv").write_text("path,label\n" + "".join(f"{media / one}.webm,{OFFICIAL[0]}\n" for one in IDS))
+    tables = [evaluate(file, tmp_path / "same.csv", workers=0).clip_scores for file in (checkpoint, other)]
+    assert tables[0] is not None and tables[1] is not None
+    first, second = ({name: of.scores[:, i] for i, name in enumerate(of.label_names)} for of in tables)
+    expected = []
+    for i, one in enumerate(IDS):
+        total = {name: float(first[name][i] + 0.5 * second[name][i]) for name in OFFICIAL}
+        best = sorted(OFFICIAL, key=lambda name: -total[name])[:5]
+        expected.append(";".join([one, *(str(OFFICIAL.index(name)) for name in best)]))
+    assert (out / "predictions.csv").read_text() == "\n".join(expected) + "\n"
+    about = json.loads((out / "predictions.json").read_text())
+    assert (about["weights"], about["expected"], about["scored"], about["failed"]) == ([1.0, 0.5], 5, 5, 0)
+
+    (media / "4.webm").write_bytes(b"broken")
+    assert cli.main([*line, "--out", str(out), "--json"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert (said["scored"], said["failed"], len(said["failures"])) == (4, 1, 1)
+    lines = (out / "predictions.csv").read_text().splitlines()
+    assert [row.partition(";")[0] for row in lines] == [one for one in IDS if one != "4"]
+
+    assert cli.main(line) == 2
+    assert "say with --out where the answers, predictions.csv, go" in capsys.readouterr().err
+    (tmp_path / "s.csv").write_text("clip,label," + ",".join(LABELS) + "\nx,Hitting,1,2,3,4,5,6\n")
+    assert cli.main(["fuse", str(tmp_path / "s.csv"), *line[2:], "--out", str(out)]) == 2
+    assert "s.csv holds scores; where clips have no labels" in capsys.readouterr().err
+    for given in (out, out / "predictions.csv"):
+        assert cli.main(["fuse", str(given), str(given)]) == 2
+        assert "holds answers for a server, not scores" in capsys.readouterr().err
+
+
 def test_a_labelled_list_is_scored_as_ever(checkpoint: Path, tmp_path: Path) -> None:
     data = data_set(tmp_path / "data", "ssv1")
     assert read_unlabelled(data, label_names=LABELS) is not None

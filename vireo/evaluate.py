@@ -40,11 +40,11 @@ from vireo.official_splits import SPLITS, SplitsResult, print_splits, read_split
 from vireo.probe import frame_orders, probe_order
 from vireo.progress import make_console
 from vireo.run_files import CLIPS
-from vireo.scores import EVALUATION
+from vireo.scores import EVALUATION, SUBMISSION
 from vireo.scoring import ScoreConfig, all_alike, choose_split, count_trained_on, score_table
 from vireo.submission import write_submission
 
-SUBMISSION, PREDICTIONS = "predictions.csv", "predictions.json"
+PREDICTIONS = "predictions.json"
 ABORTED = "failed-aborted.csv"
 """Clips that ended an evaluation, beside the result of an earlier one."""
 
@@ -314,7 +314,7 @@ def _command_of_one(
     with _failures_kept(out, first):
         if test is not None:
             found = predict_test(checkpoint, test, config, team)
-            return _tell_predictions(found, checkpoint.labels, out, json=json) if first else 0
+            return tell_predictions(found, checkpoint.labels, out, json=json) if first else 0
         evaluation = evaluate_part(checkpoint, data, split, config, team, run=path.parent)
     if not first:
         return 0
@@ -332,7 +332,8 @@ def _command_of_one(
     return 0
 
 
-def _tell_predictions(found: Predictions, labels: tuple[str, ...], out: Path, *, json: bool) -> int:
+def tell_predictions(found: Predictions, labels: tuple[str, ...], out: Path, *, json: bool) -> int:
+    """Write the files, say where the server's lies, and return the exit code."""
     path = write_predictions(found, labels, out)
     if json:
         print(jsonlib.dumps({**found.as_dict(), "file": str(path)}, ensure_ascii=False), flush=True)

@@ -25,11 +25,12 @@ from torch import Tensor
 import vireo
 from vireo.checkpoint import Checkpoint, load_checkpoint
 from vireo.data.outputs import printable
+from vireo.data.unlabelled import UnlabelledTest, read_unlabelled
 from vireo.errors import DataError, UsageError
-from vireo.evaluate import evaluate_part
+from vireo.evaluate import Predictions, evaluate_part, predict_test, tell_predictions
 from vireo.evaluation import Evaluation, Scores, measure, write_evaluation
 from vireo.progress import make_console
-from vireo.scores import EVALUATION, ScoreTable, match_keys, match_tables, read_scores
+from vireo.scores import EVALUATION, SUBMISSION, ScoreTable, match_keys, match_tables, read_scores
 from vireo.scoring import ScoreConfig
 
 _TSN = {"rgb": 1.0, "flow": 1.5}
@@ -237,6 +238,18 @@ def fuse_command(
     check_weights(weights, len(scores))  # before files are read
     config = ScoreConfig(protocol=protocol, batch_size=batch_size, workers=workers, device=device)
     loaded = [load_checkpoint(path) if is_checkpoint(path) else read_scores(path) for path in scores]
+    if split == "test":
+        tests = [
+            read_unlabelled(
+                data_for(path, stream, data, flow_data),
+                label_names=stream.labels,
+                modality=stream.model.config.modality,
+            )
+            for path, stream in zip(scores, loaded, strict=True)
+            if isinstance(stream, Checkpoint)
+        ]
+        if any(tests):
+            return _fuse_answers(scores, loaded, tests, weights, average, config, out, json=json)
     tables = []
     for path, stream in zip(scores, loaded, strict=True):
         if isinstance(stream, Checkpoint):
@@ -257,6 +270,63 @@ def fuse_command(
     if out is not None:
         write_evaluation(fusion.evaluation, out)
     return 0
+
+
+def _fuse_answers(
+    paths: Sequence[Path],
+    loaded: Sequence[Checkpoint | ScoreTable],
+    tests: Sequence[UnlabelledTest | None],
+    weights: Sequence[float],
+    average: str,
+    config: ScoreConfig,
+    out: Path | None,
+    *,
+    json: bool,
+) -> int:
+    """What `vireo fuse` does with a test set whose labels a server keeps."""
+    for path, stream in zip(paths, loaded, strict=True):
+        if not isinstance(stream, Checkpoint):
+            raise UsageError(f"{path} holds scores; where clips have no labels, all models are given as checkpoints")
+    if out is None:
+        raise UsageError(f"the clips have no labels; say with --out where the answers, {SUBMISSION}, go")
+    checkpoints = [stream for stream in loaded if isinstance(stream, Checkpoint)]
+    sets = [test for test in tests if test is not None]
+    if len(sets) < len(checkpoints) or any(test.ids != sets[0].ids for test in sets):
+        raise DataError("--data and --flow-data are not the same test set; the lists of clips must be the same")
+    names = [str(path) for path in paths]
+    checked, weighting = check_weights(weights, len(paths)), "as given"
+    if not weights:
+        checked, weighting = default_weights([one.model.config.modality for one in checkpoints], names)
+    found = []
+    for checkpoint, test in zip(checkpoints, sets, strict=True):
+        found.append(predict_test(checkpoint, test, config))
+        checkpoint.model.cpu()  # its successor needs the room
+    labels = checkpoints[0].labels  # all have the data set's, in orders of their own
+    orders = [[one.labels.index(label) for label in labels] for one in checkpoints]
+    fused = fuse_scores(
+        [of.scores[:, order] for of, order in zip(found, orders, strict=True)], checked, average=average
+    )
+    if bool(fused.isinf().any()):
+        raise DataError("the fused scores of a clip are too large for float32; give smaller weights")
+    failures = {failure.index: failure for of in found for failure in of.failures}
+    headers = [of.header for of in found]
+    about = {
+        "checkpoint": " + ".join(f"{w:g} × {name}" for w, name in zip(checked, names, strict=True)),
+        "modality": " + ".join(dict.fromkeys(header["modality"] for header in headers)),
+        "protocol": "; ".join(dict.fromkeys(header["protocol"] for header in headers)),
+        "data_hash": " + ".join(dict.fromkeys(header["data_hash"] for header in headers)),
+        "data_notes": list(dict.fromkeys(note for header in headers for note in header["data_notes"])),
+        "weights": list(checked),
+        "weighting": weighting,
+        "average": average,
+        "scored": len(fused) - len(failures),
+        "failed": len(failures),
+    }
+    header = {key: value for key, value in headers[0].items() if key != "cost"} | about
+    whole = Predictions(
+        test=sets[0], header=header, scores=fused, failures=tuple(failures[index] for index in sorted(failures))
+    )
+    return tell_predictions(whole, labels, out, json=json)
 
 
 def is_checkpoint(path: Path) -> bool:

@@ -35,6 +35,8 @@ from vireo.files import read_bounded, replacing
 SCORES = "scores.csv"
 PARQUET = "scores.parquet"
 EVALUATION = "evaluation.json"
+SUBMISSION = "predictions.csv"
+"""What `vireo eval` writes of clips without labels: answers for a server, which are no scores."""
 _FIXED = ["clip", "label"]
 _MOST_CELLS = 1 << 30  # of a Parquet file, which may claim to hold anything
 _MOST_FACTS = 1 << 26  # bytes of an evaluation.json
@@ -175,12 +177,17 @@ def read_scores(path: str | Path) -> ScoreTable:
     """
     path = Path(path)
     if path.is_dir():
-        found = [path / name for name in (SCORES, PARQUET) if (path / name).exists()]
+        found = [path / name for name in (SCORES, PARQUET, SUBMISSION) if (path / name).exists()]
         if not found:
             raise UsageError(f"{path} holds no {SCORES}; give a folder that `vireo eval` wrote, or a CSV")
         path = found[0]
     if not path.is_file():
         raise UsageError(f"{path} " + ("is not a file" if path.exists() else "does not exist"))
+    if path.name == SUBMISSION:
+        raise UsageError(
+            f"{path} holds answers for a server, not scores; `vireo fuse` adds up models on such a test set if all are "
+            "given as checkpoints, with --data, --split test and --out"
+        )
     if path.suffix == ".parquet":
         return _read_parquet(path)
     try:
