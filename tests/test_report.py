@@ -30,7 +30,7 @@ from vireo import cli
 from vireo.data.annotations import read_table
 from vireo.data.faults import Failure
 from vireo.errors import DataError, UsageError
-from vireo.evaluation import Evaluation, Scores, measure, tabulate, write_evaluation
+from vireo.evaluation import Evaluation, Scores, Slow, measure, tabulate, write_evaluation
 from vireo.parser import Parser
 from vireo.probe import probe_order
 from vireo.report import ModelSection, charts, write_report, write_run_report
@@ -328,6 +328,15 @@ def test_the_slowest_clips_are_listed(copy: Path) -> None:
     ]
     write_slowest(copy / "best.eval", [("a.mp4", "x", "0", ""), ("b.mp4", "x", "0", "")])  # a clock that saw nothing
     assert "a.mp4 x 0 ms –" in check(write_run_report(copy, workers=0).path.read_text("utf-8")).words
+
+
+def test_what_an_evaluation_writes_of_slow_clips_is_read(tmp_path: Path) -> None:
+    rows = (Slow("caf\udce9\n.mp4", HOSTILE[0], 2.5, 50.0), Slow('b,"c".mp4', "élan 手", 0.0, math.nan))
+    truth = torch.arange(8) % 4
+    scores = Scores(logits=scores_of(1, 1.0, truth, 4), labels=truth, indices=torch.arange(8), failures=())
+    found = measure(scores, LABELS, {"checkpoint": "tsn"})
+    write_evaluation(replace(found, slowest=rows), tmp_path)
+    assert repr(read_slowest(tmp_path / "slowest.csv")) == repr(rows)
 
 
 @pytest.mark.parametrize("row", ["a.mp4,x,nan,1", "a.mp4,x,-1,1", "a.mp4,x,1,inf", "a.mp4,x,one,1", "a.mp4,x"])

@@ -25,6 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vireo.errors import DataError, UsageError
+from vireo.evaluation import SLOWEST, Slow
 from vireo.files import read_bounded
 from vireo.run_files import CONFIG, METRICS, RunRecord, read_run
 from vireo.scores import EVALUATION
@@ -38,7 +39,6 @@ MOST_CLASSES = 1 << 17
 MOST_MATRIX = 1 << 14
 """Classes of a confusion matrix that a page has room for: 2 GiB of counts."""
 MOST_TABLE_BYTES, MOST_FAILURES, MOST_SLOWEST = 1 << 24, 1 << 18, 1000
-SLOWEST = "slowest.csv"
 ORDERS = {"shuffled": "frames shuffled", "reversed": "frames reversed", "single": "one frame only"}
 """Orders of frames that a probe may have tried, in the order in which they are shown."""
 
@@ -50,16 +50,6 @@ class Failed(NamedTuple):
 
     path: str
     reason: str
-
-
-class Slow(NamedTuple):
-    """A clip that took long to read."""
-
-    path: str
-    label: str
-    seconds: float
-    times_median: float
-    """How many times as long as the median of all clips scored; nan if that is not known."""
 
 
 class Bin(NamedTuple):

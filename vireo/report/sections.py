@@ -10,10 +10,11 @@ from typing import Any
 
 import numpy as np
 
+from vireo.evaluation import Slow
 from vireo.report import charts
 from vireo.report.parts import data_block, image, name, percent, text
 from vireo.report.pictures import Example, Examples
-from vireo.report.reading import ORDERS, EvaluationRecord, Failed, RunFolder, Slow
+from vireo.report.reading import ORDERS, EvaluationRecord, Failed, RunFolder
 from vireo.run_page import source_in_words
 from vireo.scores import EVALUATION
 from vireo.statistics import Confused, Interval
