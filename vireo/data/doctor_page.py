@@ -30,6 +30,7 @@ from vireo.data.frames import read_frame_folder
 from vireo.data.outputs import listed_names, printable
 from vireo.data.pool import Crash, map_in_processes
 from vireo.data.sampling import Indices, segment_indices
+from vireo.data.table import counted
 from vireo.errors import DecodeError
 
 _STRIP = 6  # frames of a clip that are shown
@@ -131,9 +132,9 @@ def _numbers(report: Report) -> str:
     s = report.summary
     unread = sum(len(f.items) for f in report.findings if f.kind in ("unreadable", "damaged"))
     cells = [
-        (f"{report.clips:,}", "clips" if report.files == report.clips else f"clips of {report.files:,} files"),
-        (f"{len(report.classes):,}", "classes"),
-        (f"{unread:,}", "files lost or damaged"),
+        _cell(report.clips, "clip", "" if report.files == report.clips else f" of {counted(report.files, 'file')}"),
+        _cell(len(report.classes), "class"),
+        _cell(unread, "file", " lost or damaged"),
     ]
     if report.modality == "rgb":
         cost = f"frames decoded for each one wanted; {s.short_cost:.1f} with groups of {SHORT_GOP}"
@@ -145,6 +146,11 @@ def _numbers(report: Report) -> str:
         )
         + "</div>"
     )
+
+
+def _cell(n: int, thing: str, rest: str = "") -> tuple[str, str]:
+    number, words = counted(n, thing).split(" ", 1)
+    return number, words + rest
 
 
 _WORDS = {"fault": "must be mended", "warning": "worth a look", "note": "good to know"}

@@ -38,6 +38,7 @@ from torch import Tensor
 
 from vireo.data.images import ENDING, UInt8, image_fault, is_folder, is_sane, list_folder, read_image
 from vireo.data.sampling import Indices, segment_indices
+from vireo.data.table import counted
 from vireo.errors import DecodeError
 
 BOUND = 20.0
@@ -173,7 +174,10 @@ class _Folder:
         if not across and not down:
             raise DecodeError(path, "holds no flow images (flow_x_00001.jpg, flow_y_00001.jpg, …): " + _MAKE)
         if len(across) != len(down):
-            raise DecodeError(path, f"{len(across)} x images and {len(down)} y images; a field needs one of each")
+            raise DecodeError(
+                path,
+                f"{counted(len(across), 'x image')} and {counted(len(down), 'y image')}; a field needs one of each",
+            )
         numbers = sorted(across)
         if alone := [n for n in numbers if n not in down]:
             raise DecodeError(path, f"x image number {alone[0]} has no y image")

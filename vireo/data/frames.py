@@ -28,6 +28,7 @@ from vireo.data.flow import FLOW_PREFIXES, is_flow_clip
 from vireo.data.images import ENDING, UInt8, image_fault, list_folder, read_image
 from vireo.data.index import Int64
 from vireo.data.pictures import Frames, check_memory
+from vireo.data.table import counted
 from vireo.errors import DecodeError
 
 _NUMBERED = re.compile(rf"(|.*[^0-9])([0-9]{{1,18}}){ENDING}", re.IGNORECASE)  # of int64
@@ -166,7 +167,7 @@ def _list_frames(path: str, announced: int | None) -> list[str]:
     if numbers[0] > 1:
         raise DecodeError(path, f"begins at frame {numbers[0]}; a folder of frames begins at 0 or 1")
     if announced is not None and not 0 < announced <= len(found):
-        raise DecodeError(path, f"{announced} frames announced, {len(found)} images there")
+        raise DecodeError(path, f"{counted(announced, 'frame')} announced, {counted(len(found), 'image')} there")
     return [found[number] for number in numbers[:announced].tolist()]
 
 

@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from vireo.data.table import some
+from vireo.data.table import counted, some
 from vireo.errors import DataError
 from vireo.files import replacing
 
@@ -127,4 +127,4 @@ def check_label_map(path: str | Path, names: Sequence[str]) -> None:
                 what = "the same classes in another order"
                 raise DataError(f"{path}: {what}; {index} was {old!r} and is {new!r} now; {remedy}")
             raise DataError(f"{path}: class {index} was {old!r} and is {new!r} now; {remedy}")
-    raise DataError(f"{path} names {len(kept)} classes and the data {len(names)}; {remedy}")
+    raise DataError(f"{path} names {counted(len(kept), 'class')} and the data {len(names)}; {remedy}")
