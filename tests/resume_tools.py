@@ -17,6 +17,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from rich.console import Console
 
@@ -30,6 +31,28 @@ _SERVER.set_forkserver_preload(["vireo.train", "torch.utils.tensorboard", "tests
 Moment = tuple[str, int]
 """An event, and how often it happens before the process is killed."""
 EVENTS = ("step", "loss", "half written", "written", "renamed")
+
+
+def small_run(data: Path, out: Path, **changes: Any) -> TrainConfig:
+    """Settings of a run that takes seconds: two epochs of batches of six clips."""
+    settings: dict[str, Any] = {"temporal": "tsm", "backbone": "test_resnet", "pretrained": False, "num_frames": 4}
+    settings |= {"size": 32, "batch_size": 6, "epochs": 2, "workers": 0, "precision": "32-true"}
+    return TrainConfig(data=str(data), out=str(out), **settings | changes)
+
+
+def stop_after(patch: pytest.MonkeyPatch, steps: int, number: int = signal.SIGINT) -> None:
+    """Send this process a signal during its n-th training step."""
+    training = importlib.import_module("vireo.train")
+    step, done = training.Session.step, 0
+
+    def counted(*args: Any) -> None:
+        nonlocal done
+        step(*args)
+        done += 1
+        if done == steps:
+            os.kill(os.getpid(), number)
+
+    patch.setattr(training.Session, "step", counted)
 
 
 def start(

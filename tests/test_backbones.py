@@ -323,7 +323,7 @@ def test_without_a_network_the_remedy_is_named_at_once(monkeypatch, tmp_path: Pa
 
     monkeypatch.setattr(weights, "_reachable", lambda address: False)
     monkeypatch.setattr(hub, "HF_HUB_CACHE", str(tmp_path))
-    with pytest.raises(WeightsError, match="--pretrained PATH.*--pretrained false") as error:
+    with pytest.raises(WeightsError, match=r"--pretrained PATH.*--pretrained false") as error:
         create_model("tsn", "resnet10t", num_classes=2, pretrained=True)
     assert len(str(error.value).splitlines()) <= 2
     assert hub.HF_HUB_OFFLINE is False or "HF_HUB_OFFLINE" in __import__("os").environ

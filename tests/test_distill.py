@@ -8,7 +8,6 @@ import importlib
 import math
 import os
 import shutil
-import signal
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import replace
@@ -22,13 +21,13 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 from torchvision.io import encode_png
 
-from tests.resume_tools import finish, start, together
+from tests.resume_tools import finish, small_run, start, stop_after, together
 from vireo.checkpoint import load_checkpoint, read_tensors, save_checkpoint
 from vireo.config import TrainConfig, ViewConfig
 from vireo.data.order import OrderConfig, make_order
 from vireo.distill import Teacher, divergence, load_teacher
 from vireo.errors import CheckpointError, UsageError
-from vireo.model import create_model
+from vireo.model import compile_outputs, create_model
 from vireo.runs import read_metrics
 from vireo.train import no_bars, train
 
@@ -188,28 +187,10 @@ def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_teacher(tmp_path_factory.mktemp("teacher") / "teacher.safetensors")
 
 
-def config(videos: Path, out: Path, teacher: Path | str = "", **changes: object) -> TrainConfig:
-    settings: dict[str, object] = {
-        "data": str(videos),
-        "out": str(out),
-        "teacher": str(teacher),
-        "temporal": "tsm",
-        "backbone": "test_resnet",
-        "pretrained": False,
-        "num_frames": 4,
-        "size": 32,
-        "batch_size": 6,
-        "epochs": 2,
-        "workers": 0,
-        "precision": "32-true",
-        "accelerator": "cpu",
-        "optimizer": "sgd",
-        "lr": 0.02,
-        "ema_decay": 0.9,
-        "mixup": 0.4,
-        "label_smoothing": 0.1,
-    }
-    return TrainConfig(**{**settings, **changes})  # type: ignore[arg-type]
+def config(videos: Path, out: Path, teacher: Path | str = "", **changes: Any) -> TrainConfig:
+    settings: dict[str, Any] = {"teacher": str(teacher), "accelerator": "cpu", "optimizer": "sgd", "lr": 0.02}
+    settings |= {"ema_decay": 0.9, "mixup": 0.4, "label_smoothing": 0.1}
+    return small_run(videos, out, **settings | changes)
 
 
 def tensors(run: Path, name: str = "resume.safetensors") -> dict[str, Tensor]:
@@ -280,20 +261,6 @@ def test_a_run_says_who_taught_it_and_keeps_nothing_of_the_teacher(videos: Path,
     text = " ".join(told.export_text().split())
     assert "teacher: tsm × test_convnext of" in text
     assert "0.5 of the loss at temperature 2, which sees the clips resized from 32² to 48²" in text
-
-
-def stop_after(patch: pytest.MonkeyPatch, steps: int) -> None:
-    """Send this process a signal during its n-th training step."""
-    step, done = training.Session.step, 0
-
-    def counted(*args: Any) -> None:
-        nonlocal done
-        step(*args)
-        done += 1
-        if done == steps:
-            os.kill(os.getpid(), signal.SIGINT)
-
-    patch.setattr(training.Session, "step", counted)
 
 
 def test_a_resumed_run_needs_the_same_teacher(
@@ -385,7 +352,7 @@ def test_compiled_it_answers_the_same(teacher: Path) -> None:
     clips = torch.randint(0, 256, (3, 4, 3, 32, 32), dtype=torch.uint8)
     wanted = its.answers(clips)
     before = torch._dynamo.utils.counters["stats"]["unique_graphs"]
-    its.compile()
+    compile_outputs(its.model)
     assert torch.allclose(its.answers(clips), wanted, rtol=1e-4, atol=1e-4)
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == before + 1
 

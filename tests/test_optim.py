@@ -19,7 +19,7 @@ from rich.console import Console
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from tests.resume_tools import finish, start, together
+from tests.resume_tools import finish, small_run, start, together
 from vireo import cli
 from vireo.checkpoint import read_tensors
 from vireo.config import Settings, TrainConfig, from_dict, to_dict
@@ -59,26 +59,10 @@ def clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path.with_name("unequal.csv")
 
 
-def config(clips: Path, out: Path, **changes: object) -> TrainConfig:
+def config(clips: Path, out: Path, **changes: Any) -> TrainConfig:
     """One epoch of three steps with 6, 6 and 5 clips."""
-    settings: dict[str, object] = {
-        "data": str(clips),
-        "out": str(out),
-        "temporal": "tsm",
-        "backbone": "test_resnet",
-        "pretrained": False,
-        "num_frames": 4,
-        "size": 32,
-        "batch_size": 6,
-        "epochs": 1,
-        "workers": 0,
-        "precision": "32-true",
-        "accelerator": "cpu",
-        "optimizer": "sgd",
-        "lr": 0.02,
-        "flip": "off",
-    }
-    return TrainConfig(**{**settings, **changes})  # type: ignore[arg-type]
+    settings: dict[str, Any] = {"epochs": 1, "accelerator": "cpu", "optimizer": "sgd", "lr": 0.02, "flip": "off"}
+    return small_run(clips, out, **settings | changes)
 
 
 def weights(run: Path, name: str = "last.safetensors") -> dict[str, Tensor]:

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import copy
-import importlib
-import os
-import signal
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from tests.model_tools import CLASSES, OPTIONS, TEMPORAL_OPTIONS, clips, randomise
-from tests.resume_tools import finish, start, together
+from tests.resume_tools import finish, small_run, start, stop_after, together
 from vireo import recompute
 from vireo.backbones import build_backbone
 from vireo.checkpoint import load_checkpoint, read_tensors, save_checkpoint
@@ -347,46 +344,14 @@ def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_order(tmp_path_factory.mktemp("order"), OrderConfig(clips=24, size=32, pairs=("push",)), workers=0)
 
 
-def config(videos: Path, out: Path, **changes: object) -> TrainConfig:
-    settings: dict[str, object] = {
-        "data": str(videos),
-        "out": str(out),
-        "temporal": "tsm",
-        "backbone": "test_resnet",
-        "backbone_options": {"drop_path_rate": 0.2},
-        "pretrained": False,
-        "num_frames": 4,
-        "size": 32,
-        "batch_size": 6,
-        "epochs": 2,
-        "workers": 0,
-        "precision": "32-true",
-        "accelerator": "cpu",
-        "optimizer": "sgd",
-        "lr": 0.02,
-        "ema_decay": 0.9,
-        "accumulate": 2,
-    }
-    return TrainConfig(**{**settings, **changes})  # type: ignore[arg-type]
+def config(videos: Path, out: Path, **changes: Any) -> TrainConfig:
+    settings: dict[str, Any] = {"optimizer": "sgd", "lr": 0.02, "ema_decay": 0.9, "accumulate": 2}
+    settings |= {"backbone_options": {"drop_path_rate": 0.2}, "accelerator": "cpu"}
+    return small_run(videos, out, **settings | changes)
 
 
 def weights(run: Path) -> dict[str, Tensor]:
     return read_tensors(run / "resume.safetensors")[0]
-
-
-def stop_after(patch: pytest.MonkeyPatch, steps: int) -> None:
-    """Send this process a signal during its n-th training step."""
-    training = importlib.import_module("vireo.train")
-    step, done = training.Session.step, 0
-
-    def counted(*args: Any) -> None:
-        nonlocal done
-        step(*args)
-        done += 1
-        if done == steps:
-            os.kill(os.getpid(), signal.SIGINT)
-
-    patch.setattr(training.Session, "step", counted)
 
 
 def test_a_run_ends_with_the_same_weights_also_if_it_recomputes_from_some_step_on(

@@ -8,7 +8,6 @@ import io
 import os
 import re
 import shlex
-import signal
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from tests.resume_tools import small_run, stop_after
 from vireo import cli, run_page
 from vireo.checkpoint import load_checkpoint
 from vireo.config import TrainConfig
@@ -35,25 +35,9 @@ def clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_order(tmp_path_factory.mktemp("order"), OrderConfig(clips=24, size=32, pairs=("push",)), workers=0)
 
 
-def config(clips: Path, out: Path, **changes: object) -> TrainConfig:
+def config(clips: Path, out: Path, **changes: Any) -> TrainConfig:
     """Two epochs of three steps."""
-    settings: dict[str, object] = {"data": str(clips), "out": str(out), "temporal": "tsm", "backbone": "test_resnet"}
-    settings |= {"pretrained": False, "num_frames": 4, "size": 32, "batch_size": 6, "epochs": 2, "workers": 0}
-    return TrainConfig(**{**settings, "precision": "32-true", **changes})  # type: ignore[arg-type]
-
-
-def stop_after(monkeypatch: pytest.MonkeyPatch, steps: int) -> None:
-    """Send this process SIGINT during its n-th training step."""
-    done, step = 0, training.Session.step
-
-    def counted(*args: Any) -> None:
-        nonlocal done
-        step(*args)
-        done += 1
-        if done == steps:
-            os.kill(os.getpid(), signal.SIGINT)
-
-    monkeypatch.setattr(training.Session, "step", counted)
+    return small_run(clips, out, **changes)
 
 
 def page_of(run: Path) -> str:

@@ -17,6 +17,7 @@ import pytest
 import torch
 from rich.console import Console
 
+from tests.resume_tools import small_run
 from vireo import cli
 from vireo.checkpoint import load_checkpoint, read_tensors
 from vireo.config import TrainConfig
@@ -51,11 +52,8 @@ def plain(clips: Path) -> Path:
     return path
 
 
-def config(clips: Path, out: Path, **changes: object) -> TrainConfig:
-    settings: dict[str, object] = {"data": str(clips), "out": str(out), "temporal": "tsm", "backbone": "test_resnet"}
-    settings |= {"pretrained": False, "num_frames": 4, "size": 32, "batch_size": 6, "epochs": 2, "workers": 0}
-    settings |= {"lr": 0.05, "optimizer": "sgd", "precision": "32-true"}
-    return TrainConfig(**{**settings, **changes})  # type: ignore[arg-type]
+def config(clips: Path, out: Path, **changes: Any) -> TrainConfig:
+    return small_run(clips, out, **{"lr": 0.05, "optimizer": "sgd"} | changes)
 
 
 def weights(run: Path) -> dict[str, torch.Tensor]:

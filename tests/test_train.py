@@ -27,6 +27,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 import vireo.checkpoint
+from tests.resume_tools import small_run, stop_after
 from vireo import cli
 from vireo.checkpoint import load_checkpoint, read_tensors
 from vireo.config import Settings, TrainConfig, from_dict
@@ -48,25 +49,10 @@ def clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_order(out, OrderConfig(clips=24, size=32, pairs=("push",)), workers=0)
 
 
-def config(clips: Path, out: Path, **changes: object) -> TrainConfig:
-    settings: dict[str, object] = {
-        "data": str(clips),
-        "out": str(out),
-        "temporal": "tsm",
-        "backbone": "resnet10t",
-        "pretrained": False,
-        "num_frames": 4,
-        "size": 32,
-        "batch_size": 4,
-        "epochs": 2,
-        "workers": 0,
-        "precision": "32-true",
-        "optimizer": "sgd",
-        "lr": 0.02,
-        "warmup_epochs": 1.0,
-        "color_jitter": 0.2,
-    }
-    return TrainConfig(**{**settings, **changes})  # type: ignore[arg-type]
+def config(clips: Path, out: Path, **changes: Any) -> TrainConfig:
+    settings: dict[str, Any] = {"backbone": "resnet10t", "batch_size": 4, "optimizer": "sgd", "lr": 0.02}
+    settings |= {"warmup_epochs": 1.0, "color_jitter": 0.2}
+    return small_run(clips, out, **settings | changes)
 
 
 def weights(path: Path) -> dict[str, torch.Tensor]:
@@ -75,20 +61,6 @@ def weights(path: Path) -> dict[str, torch.Tensor]:
 
 def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
-
-
-def stop_after(monkeypatch: pytest.MonkeyPatch, steps: int, number: int = signal.SIGINT) -> None:
-    """Send this process a signal during its n-th training step."""
-    done, step = 0, training.Session.step
-
-    def counted(*args: Any) -> None:
-        nonlocal done
-        step(*args)
-        done += 1
-        if done == steps:
-            os.kill(os.getpid(), number)
-
-    monkeypatch.setattr(training.Session, "step", counted)
 
 
 def test_a_run_leaves_a_folder_that_explains_itself(clips: Path, tmp_path: Path) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json as jsonlib
 import os
-import platform
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
@@ -26,6 +25,7 @@ from vireo.devices import choose_device
 from vireo.errors import UsageError
 from vireo.model import Recognizer, count_macs, count_parameters, create_model
 from vireo.papers import PUBLISHED, Network, Published
+from vireo.provenance import processor
 from vireo.surgery import apply_pruning
 from vireo.temporal.tsm import TemporalShift
 from vireo.timing import noise, time_in_turns
@@ -646,21 +646,12 @@ def print_speeds(speeds: Sequence[Speed], setting: Mapping[str, Any], console: C
 
 def describe_machine(device: torch.device) -> str:
     """Processor, threads, GPU and version of torch, in one line."""
-    parts = [f"{_processor()} ({os.cpu_count()} cores, {torch.get_num_threads()} threads used)"]
+    parts = [f"{processor()} ({os.cpu_count()} cores, {torch.get_num_threads()} threads used)"]
     if device.type == "cuda":
         parts.insert(0, torch.cuda.get_device_name(device))
     elif device.type != "cpu":
         parts.insert(0, device.type)
     return ", ".join([*parts, f"torch {torch.__version__}"])
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        lines = []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
 
 
 # ---------------------------------------------------------------------------------------------------- shared

@@ -21,7 +21,6 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from types import MethodType
 from typing import Any
 
 import torch
@@ -76,11 +75,6 @@ class Teacher:
         """
         apart = divergence(logits, self.answers(clips), self.temperature).mean()
         return (1 - self.weight) * loss + self.weight * apart
-
-    def compile(self) -> None:
-        """Have its network compiled by torch.compile when it is first used."""
-        compiled = torch.compile(Recognizer.forward_outputs)
-        self.model.forward_outputs = MethodType(compiled, self.model)  # type: ignore[method-assign]
 
     def line(self, size: int) -> str:
         """Who teaches and how, in a line.

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MethodType
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -480,6 +481,12 @@ def count_macs(model: Recognizer, size: int | tuple[int, int] = 224) -> int:
     with torch.no_grad(), evaluating(model), FlopCounterMode(display=False) as counter:
         torch.func.functional_call(model, meta, (clip,))
     return int(counter.get_total_flops()) // 2
+
+
+def compile_outputs(model: Recognizer) -> None:
+    """Have :meth:`Recognizer.forward_outputs` of this one compiled by torch.compile when it is first used."""
+    compiled = torch.compile(Recognizer.forward_outputs)
+    model.forward_outputs = MethodType(compiled, model)  # type: ignore[method-assign]
 
 
 @contextmanager

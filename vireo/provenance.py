@@ -138,7 +138,7 @@ def machine() -> Iterator[str]:
     yield f"python {platform.python_version()} ({platform.python_implementation()}, {sys.executable})"
     yield f"system {platform.platform()}"
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    yield f"processor {_processor()}, {os.cpu_count()} cores, {usable} usable"
+    yield f"processor {processor()}, {os.cpu_count()} cores, {usable} usable"
     yield f"threads of torch {torch.get_num_threads()}"
     if torch.cuda.is_available():
         for index in range(torch.cuda.device_count()):
@@ -152,8 +152,8 @@ def machine() -> Iterator[str]:
             yield f"{name}={os.environ[name]}"
 
 
-def _processor() -> str:
-    """Its name, or else its architecture."""
+def processor() -> str:
+    """The processor's name, or else its architecture."""
     names = (line.partition(":")[2].strip() for line in _lines(Path("/proc/cpuinfo")) if line.startswith("model name"))
     return next(names, "") or platform.processor() or platform.machine()
 

@@ -20,7 +20,6 @@ from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass, fields, replace
 from itertools import zip_longest
 from pathlib import Path
-from types import MethodType
 from typing import Any, NoReturn
 
 import numpy as np
@@ -53,7 +52,7 @@ from vireo.distributed import Team, launch, make_fabric, peers_may_be_gone, unus
 from vireo.errors import TrainingError, UsageError, VireoError
 from vireo.evaluation import Evaluation, join_scores, measure
 from vireo.files import write_failures
-from vireo.model import Outputs, Recognizer, from_config, is_classifier
+from vireo.model import Outputs, Recognizer, compile_outputs, from_config, is_classifier
 from vireo.optim import (
     class_weights,
     freeze_norms,
@@ -223,10 +222,9 @@ class Session:
         if state:
             self.fabric.strategy.precision.load_state_dict(state.scaler)
         if config.compile:  # the average, made before, stays as it is: it is only looked at
-            compiled = torch.compile(Recognizer.forward_outputs)
-            self.model.forward_outputs = MethodType(compiled, self.model)  # type: ignore[method-assign]
+            compile_outputs(self.model)
             if self.teacher:
-                self.teacher.compile()
+                compile_outputs(self.teacher.model)
 
         self.provenance = describe_run(
             config, self.data_hash, self.fabric.device, self.fabric._precision.precision, decoder=decoder
