@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from rich.console import Console
 from sklearn.metrics import balanced_accuracy_score, confusion_matrix, top_k_accuracy_score
 from torch import nn
 from torchmetrics.functional.classification import multiclass_calibration_error
@@ -27,7 +28,7 @@ from vireo.data.table import ClipTable, StringColumn
 from vireo.devices import choose_device
 from vireo.errors import DataError, UsageError
 from vireo.evaluate import evaluate
-from vireo.evaluation import Scores, find_slowest, measure, write_evaluation
+from vireo.evaluation import Scores, find_slowest, measure, print_header, write_evaluation
 from vireo.files import write_json
 from vireo.model import create_model
 from vireo.report.reading import read_evaluation
@@ -288,6 +289,24 @@ def test_an_evaluation_that_ends_early_leaves_the_earlier_one_whole(tmp_path) ->
     assert cli.main([*line, "--max-failed", "4"]) == 0
     assert not (out / "failed-aborted.csv").exists()
     assert len((out / "failed.csv").read_text().splitlines()) == 5
+
+
+@pytest.mark.parametrize(
+    ("split", "says"),
+    [("all", "x  on all clips\n"), ("val", "on the val part\n"), ("test, without labels", "on the test part, without")],
+)
+def test_the_part_is_said_in_words(split: str, says: str, capsys) -> None:
+    facts = {
+        "expected": 1,
+        "scored": 1,
+        "failed": 0,
+        "protocol": "p",
+        "precision": "32-true",
+        "decoder": "d",
+        "seed": 0,
+    }
+    print_header({**facts, "checkpoint": "x", "split": split, "data_hash": "0", "data_notes": []}, Console())
+    assert says in capsys.readouterr().out
 
 
 def test_confusion_of_many_classes_is_stated_by_its_cells(tmp_path) -> None:

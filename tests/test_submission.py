@@ -102,10 +102,12 @@ def test_clips_that_cannot_be_read_have_no_line(
     line = ["eval", str(checkpoint), "--data", data, "--workers", "0", "--out", str(tmp_path / "out")]
     assert cli.main([*line, "--split", "test"]) == 0
     shown = capsys.readouterr().out
-    assert "5 expected, 3 scored, 2 failed" in shown and "have no line in it" in shown and "26" in shown
+    assert "5 expected, 3 scored, 2 failed" in shown and "2 clips without a line in it" in shown and "26" in shown
+    assert "on the test part, without labels" in shown
     lines = (tmp_path / "out" / "predictions.csv").read_text().splitlines()
     assert [line.partition(";")[0] for line in lines] == ["31", "15", "9"]
-    assert (tmp_path / "out" / "failed.csv").read_text().count("\n") == 3
+    assert (tmp_path / "out" / "predictions-failed.csv").read_text().count("\n") == 3
+    assert not (tmp_path / "out" / "failed.csv").exists()  # that of an evaluation in this folder
     assert cli.main([*line, "--split", "test", "--on-error", "fail"]) == 1
 
 

@@ -710,8 +710,8 @@ def predict(
         retry: Live: how long a source that vanished is tried again, s.
         device: auto, cpu, cuda, cuda:1, mps.
         workers: Processes that decode where a video gets one answer; -1 = one per core, at most 8; 0 = none.
-        decode_timeout: Seconds after which the process that decodes a file is replaced; 0 = none. A timeline has no such
-            process: its video is decoded in order, while the windows are scored.
+        decode_timeout: Seconds after which the process that decodes a file is replaced; 0 = none. A timeline has no
+            such process: its video is decoded in order, while the windows are scored.
         json: Print one JSON object per line: for each video, or for each window and segment.
 
     Example:

@@ -22,7 +22,7 @@ from vireo.config import ReadConfig, Settings
 from vireo.data.annotations import read_table
 from vireo.data.faults import Failure, TooManyFailuresError
 from vireo.data.outputs import printable
-from vireo.data.table import ClipTable
+from vireo.data.table import ClipTable, counted
 from vireo.data.unlabelled import UnlabelledTest, read_unlabelled
 from vireo.distributed import Team, launch, make_fabric, peers_may_be_gone
 from vireo.errors import DataError, UsageError, VireoError, writing
@@ -44,7 +44,7 @@ from vireo.scores import EVALUATION, SUBMISSION
 from vireo.scoring import ScoreConfig, all_alike, choose_split, count_trained_on, score_table
 from vireo.submission import write_submission
 
-PREDICTIONS = "predictions.json"
+PREDICTIONS, UNANSWERED = "predictions.json", "predictions-failed.csv"
 ABORTED = "failed-aborted.csv"
 """Clips that ended an evaluation, beside the result of an earlier one."""
 
@@ -152,7 +152,8 @@ def evaluate_part(
     if run is not None and part != "train" and (seen := count_trained_on(table, run)):
         header["trained_on"] = seen
         notes.append(
-            f"{seen} of the {len(table)} clips were trained on, so the figures say little of new ones; --data "
+            f"{seen} of the {counted(len(table), 'clip')} {'was' if seen == 1 else 'were'} trained on, so the figures "
+            f"say little of new ones; --data "
             f"{run / CLIPS} --split val takes those that training set aside"
         )
     header |= {"split": part, "data_notes": notes}
@@ -224,7 +225,8 @@ def write_predictions(found: Predictions, labels: tuple[str, ...], out: Path) ->
         numbers=found.test.format == "ssv2",
     )
     write_json(out / PREDICTIONS, found.as_dict())
-    write_failures(out / "failed.csv", [(failure.path, failure.reason) for failure in found.failures])
+    # Not failed.csv, which is of the evaluation that may lie in the same folder.
+    write_failures(out / UNANSWERED, [(failure.path, failure.reason) for failure in found.failures])
     return path
 
 
@@ -344,7 +346,8 @@ def tell_predictions(found: Predictions, labels: tuple[str, ...], out: Path, *, 
     console.print(Text.assemble(told, (printable(str(path)), "bold")), soft_wrap=True)
     if found.failures:
         console.print(
-            f"[red]{len(found.failures)} clips could not be read and have no line in it[/red]; failed.csv names them",
+            f"[red]{counted(len(found.failures), 'clip')} without a line in it[/red], as they can't be read; "
+            f"{UNANSWERED} names them",
             soft_wrap=True,
         )
     return 0

@@ -305,7 +305,9 @@ def find_slowest(scores: Scores, table: ClipTable, *, most: int = MOST_SLOWEST) 
 
 def print_header(header: dict[str, Any], console: Console) -> None:
     """What a result rests on."""
-    console.print(f"[bold]{escape(header['checkpoint'])}[/bold]  on the {header['split']} part")
+    part, _, without = header["split"].partition(", ")  # e.g. "test, without labels"
+    of = "all clips" if part == "all" else f"the {part} part" + (f", {without}" if without else "")
+    console.print(f"[bold]{escape(printable(header['checkpoint']))}[/bold]  on {of}", soft_wrap=True)
     console.print(
         f"clips: {header['expected']} expected, {header['scored']} scored, "
         + (f"[red]{header['failed']} failed[/red]" if header["failed"] else "0 failed")

@@ -28,7 +28,7 @@ from torch import Tensor
 import vireo
 from vireo.checkpoint import write_atomically
 from vireo.data.folders import is_video
-from vireo.data.table import ClipRecord, ClipTable, some
+from vireo.data.table import ClipRecord, ClipTable, counted, some
 from vireo.errors import DataError, MissingDependencyError, UsageError
 from vireo.files import read_bounded, replacing
 
@@ -373,8 +373,9 @@ def match_tables(tables: Sequence[ScoreTable], names: Sequence[str]) -> Matched:
         if len(wrong := (labels != others).nonzero()[:, 0]):
             clip = first.clips[int(rows[0][wrong[0]])]
             here, there = (repr(classes[int(of[wrong[0]])]) for of in (labels, others))
+            differ = "has another label" if len(wrong) == 1 else "have other labels"
             raise DataError(
-                f"{len(wrong)} of {len(labels)} clips have other labels in {name}; "
+                f"{len(wrong)} of {counted(len(labels), 'clip')} {differ} in {name}; "
                 f"{clip!r} is {here} in {names[0]} and {there} in {name}"
             )
         scores.append(table.scores[at][:, order])
