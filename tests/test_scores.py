@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 from pathlib import Path
 
 import pyarrow as pa
@@ -11,7 +13,7 @@ import torch
 
 import vireo.scores as module
 from vireo.errors import DataError, MissingDependencyError, StorageError, UsageError
-from vireo.scores import ScoreTable, read_scores, write_parquet, write_scores
+from vireo.scores import ScoreTable, read_facts, read_scores, write_parquet, write_scores
 
 
 def some_table(clips: tuple[str, ...] | None = None, classes: tuple[str, ...] = ("clap", "jump", "wave")) -> ScoreTable:
@@ -113,3 +115,17 @@ def test_without_pyarrow_the_message_names_it(tmp_path: Path, monkeypatch: pytes
         read_scores(path)
     with pytest.raises(MissingDependencyError, match="pip install pyarrow"):
         write_parquet(path, some_table())
+
+
+def test_what_lies_beside_scores_is_not_believed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_scores(tmp_path / "scores.csv", some_table())
+    beside = tmp_path / "evaluation.json"
+    beside.write_text(json.dumps({"modality": "flow", "checkpoint": "x", "scored": 3}), encoding="utf-8")
+    assert read_scores(tmp_path).modality == "flow"
+    assert read_facts(tmp_path) == read_facts(tmp_path / "scores.csv") == {"modality": "flow", "checkpoint": "x"}
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "_MOST_FACTS", 20)
+        assert read_scores(tmp_path).modality == "" and read_facts(tmp_path) == {}
+    beside.unlink()
+    os.mkfifo(beside)  # nobody writes to it: opening it would wait for ever
+    assert read_scores(tmp_path).modality == "" and read_facts(tmp_path) == {}
