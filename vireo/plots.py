@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,12 +23,15 @@ DPI = 130
 """Pixels per inch of every picture."""
 
 
-def new_figure(width: float, height: float, layout: Literal["constrained"] | None = None) -> Figure:
-    """An empty figure; sides in inches."""
+def new_figure(width: float, height: float, *, fitted: bool = False) -> Figure:
+    """An empty figure; sides in inches. A fitted one makes room for its texts by itself."""
     # The object interface, not pyplot: no global state, no display, safe in worker threads.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
 
+    # Inches at the edges, and no room that square axes leave: the names of axes would be pushed over the edge.
+    layout = ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.1, compress=True) if fitted else None
     figure = Figure(figsize=(width, height), dpi=DPI, facecolor=PAPER, layout=layout)
     FigureCanvasAgg(figure)
     return figure
@@ -65,7 +68,7 @@ def confusion_png(confusion: NDArray[np.int64], labels: Sequence[str], title: st
     """
     count = len(labels)
     side = min(max(3.6, 1.6 + 0.42 * count), 12.0)
-    figure = new_figure(side + 0.9, side, layout="constrained")
+    figure = new_figure(side + 0.9, side, fitted=True)
     axes = figure.add_subplot()
     totals = confusion.sum(axis=1, keepdims=True)
     share = np.divide(confusion, totals, out=np.zeros(confusion.shape), where=totals > 0)
@@ -85,15 +88,16 @@ def confusion_png(confusion: NDArray[np.int64], labels: Sequence[str], title: st
                 fontsize=8 if count <= 20 else 5,
                 color=PAPER if share[row, column] > 0.55 else INK,
             )
-    axes.set_xlabel("predicted", color=INK)
-    axes.set_ylabel("true", color=INK)
-    axes.tick_params(length=0, colors=INK)
+    axes.set_xlabel("predicted", color=MUTED, fontsize=9)
+    axes.set_ylabel("true", color=MUTED, fontsize=9)
+    axes.tick_params(length=0, colors=INK, labelsize=8)
     for spine in axes.spines.values():
         spine.set_color("#d5dbe1")
     if title:
         axes.set_title(title, fontsize=10, color=INK, parse_math=False)
-    bar = figure.colorbar(image, ax=axes, fraction=0.046, pad=0.03)
+    bar = figure.colorbar(image, ax=axes, fraction=0.046, pad=0.03, aspect=20 if count <= 12 else 40)
     bar.ax.set_yticks([0, 0.5, 1], ["0 %", "50 %", "100 %"], fontsize=8)
+    bar.ax.tick_params(length=0, colors=MUTED)
     bar.outline.set_visible(False)
     return to_png(figure)
 
@@ -147,7 +151,7 @@ def comparison_png(runs: Mapping[str, Sequence[Rows]], *, epochs: int) -> bytes:
     """
     names = list(runs)
     shown, others = names[: len(COLOURS)], names[len(COLOURS) :]
-    figure = new_figure(11.4, max(3.2, 0.9 + 0.21 * (len(shown) + bool(others))), layout="constrained")
+    figure = new_figure(11.4, max(3.2, 0.9 + 0.21 * (len(shown) + bool(others))), fitted=True)
     loss, accuracy = figure.subplots(1, 2)
     tops: list[float] = []
     for name in reversed(names):  # the first are drawn last, on top
@@ -302,8 +306,7 @@ def map_png(
         note: a line below.
     """
     longest = max((len(shorten(names[number], 60)) for number in shown), default=0)
-    figure = new_figure(7.8 + 0.062 * max(14, longest), 5.9, layout="constrained")
-    figure.get_layout_engine().set(w_pad=0.1, h_pad=0.1)  # type: ignore[call-arg, union-attr]  # it is the constrained
+    figure = new_figure(7.8 + 0.062 * max(14, longest), 5.9, fitted=True)
     axes = figure.add_subplot()
     size = float(np.clip(6000 / max(1, len(points)), 4, 34))
     look: dict[str, Any] = {"s": size, "linewidths": 0.3 if size > 10 else 0, "edgecolors": PAPER, "rasterized": True}
