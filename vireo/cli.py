@@ -496,7 +496,7 @@ def fuse(
     """
     for path in scores:
         existing(path)
-    for clips in filter(None, (data, flow_data)):
+    for clips in (data, flow_data):
         existing_data(clips)
     from vireo.fuse import fuse_command
 
@@ -553,8 +553,7 @@ def compare(
     """
     for path in (a, b):
         existing(path)
-    if data:
-        existing_data(data)
+    existing_data(data)
     from vireo.compare import compare_command
 
     return compare_command(
@@ -1214,7 +1213,7 @@ def existing(path: Path) -> None:
 
 
 def existing_data(data: str) -> None:
-    """Likewise for clips, given as PATH or FORMAT:PATH. Which formats there are is known to what is heavy.
+    """Likewise for clips, given as PATH or FORMAT:PATH; "" stands for none. What is heavy knows the formats.
 
     Raises:
         UsageError: the path is not there.
