@@ -234,6 +234,8 @@ def test_clips_that_were_trained_on_are_counted(tmp_path, capsys) -> None:
     assert cli.main([*line, "--data", str(data)]) == 0
     remedy = f"--data {tmp_path / 'run' / 'clips.csv'} --split val takes those that training set aside"
     assert remedy in capsys.readouterr().out
+    assert cli.main(["fuse", str(file), str(file), "--data", str(data), "--workers", "0"]) == 0
+    assert capsys.readouterr().out.replace("\n", "").count("were trained on") == 2  # each model says it
     assert cli.main([*line, *remedy.split(" takes")[0].split(), "--json"]) == 0  # and it does
     said = json.loads(capsys.readouterr().out)
     assert said["scored"] == len(in_val) and "trained_on" not in said and not said["data_notes"]

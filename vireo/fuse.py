@@ -20,6 +20,7 @@ import torch
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 from torch import Tensor
 
 import vireo
@@ -250,23 +251,33 @@ def fuse_command(
         ]
         if any(tests):
             return _fuse_answers(scores, loaded, tests, weights, average, config, out, json=json)
-    tables = []
+    tables, notes = [], []
     for path, stream in zip(scores, loaded, strict=True):
         if isinstance(stream, Checkpoint):
             where = data_for(path, stream, data, flow_data)
-            found = evaluate_part(stream, where, split, config, run=path.parent).clip_scores
-            assert found is not None
-            tables.append(found)
+            found = evaluate_part(stream, where, split, config, run=path.parent)
+            assert found.clip_scores is not None
+            tables.append(found.clip_scores)
+            if "trained_on" in found.header:
+                notes.append(f"{path}: {found.header['data_notes'][-1]}")
             stream.model.cpu()  # its successor needs the room
         else:
             tables.append(stream)
     fusion = fuse_tables(tables, weights, [str(path) for path in scores], average=average)
     if json:
         streams = [stream.as_dict() for stream in fusion.streams]
-        whole = {"streams": streams, "weighting": fusion.weighting, "fusion": fusion.evaluation.as_dict()}
+        whole = {
+            "streams": streams,
+            "weighting": fusion.weighting,
+            "fusion": fusion.evaluation.as_dict(),
+            "notes": notes,
+        }
         print(jsonlib.dumps(whole, ensure_ascii=False), flush=True)
     else:
-        print_fusion(fusion, make_console())
+        console = make_console()
+        print_fusion(fusion, console)
+        for note in notes:
+            console.print(Text(printable(note), "yellow"), soft_wrap=True)
     if out is not None:
         write_evaluation(fusion.evaluation, out)
     return 0
