@@ -148,6 +148,17 @@ def test_ssv2(tmp_path: Path, files: dict[str, str]) -> None:
     assert len(table.notes) == 1 and "left out 1 clip, which has no label there" in table.notes[0]
 
 
+def test_a_label_of_ssv2_that_is_a_typo_gets_the_nearest(tmp_path: Path) -> None:
+    files = ssv2("", "train.json", "validation.json", "test.json", "labels.json")
+    wrong = files["train.json"].replace("Holding [something]", "holding [somthing]")
+    assert wrong != files["train.json"]
+    write(tmp_path, files | {"train.json": wrong})
+    touch(tmp_path, *(f"20bn-something-something-v2/{name}.webm" for name in ("78687", "-42326", "41775", "1420")))
+    message = refusal(f"ssv2:{tmp_path}")
+    assert "train.json, entry " in message
+    assert "is not in the list of labels; did you mean 'Holding something next to something'?" in message
+
+
 def test_ssv2_test_answers_and_frames(tmp_path: Path) -> None:
     write(tmp_path, ssv2("labels/", "train.json", "validation.json", "test.json", "labels.json"))
     write(tmp_path, {"labels/test-answers.csv": "1420;Turning something upside down\n"})
