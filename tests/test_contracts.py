@@ -121,7 +121,7 @@ def test_order_matters_to_all_but_tsn(temporal: str, backbone: str) -> None:
         assert change > 1e-3
 
 
-@supported
+@few_and_slowly_all
 def test_saving_and_loading_keeps_the_logits(temporal: str, backbone: str, tmp_path) -> None:
     from vireo import load_checkpoint, save_checkpoint
 
@@ -132,7 +132,7 @@ def test_saving_and_loading_keeps_the_logits(temporal: str, backbone: str, tmp_p
         assert torch.equal(loaded(clips(model, 2)), model(clips(model, 2)))
 
 
-@supported
+@few_and_slowly_all
 def test_a_deep_copy_has_temporal_modules_of_its_own(temporal: str, backbone: str) -> None:
     model = network(temporal, backbone)
     x = clips(model, 2)

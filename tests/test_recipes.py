@@ -7,6 +7,7 @@ import importlib
 import json
 import os
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -321,7 +322,16 @@ SMALL: dict[str, Any] = {
 }
 
 
-@pytest.mark.parametrize("name", {repr(recipe(name)): name for name in reversed(RECIPES)}.values())  # each setting once
+def each_setting_once() -> Iterator[Any]:
+    """The first recipe of each function, and slowly its others: with more frames, or for another data set."""
+    functions: set[Any] = set()
+    for name in {repr(recipe(name)): name for name in reversed(RECIPES)}.values():
+        function = getattr(RECIPES[name], "func", RECIPES[name])
+        yield pytest.param(name, marks=[pytest.mark.slow] if function in functions else [])
+        functions.add(function)
+
+
+@pytest.mark.parametrize("name", list(each_setting_once()))
 def test_two_steps(name: str, clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """On its own network; checkpoints, which are large and none of a recipe's business, aren't written."""
     steps = []

@@ -36,7 +36,7 @@ from vireo.errors import DataError, StorageError, TrainingError, UsageError
 from vireo.model import create_model
 from vireo.optim import batch_norms, freeze_norms, lr_factor, make_optimizer, train_mode
 from vireo.runs import read_metrics
-from vireo.train import train
+from vireo.train import TrainResult, train
 
 QUIET = Console(quiet=True)
 training = importlib.import_module("vireo.train")  # `vireo.train` itself is the public function
@@ -92,13 +92,16 @@ def test_same_seed_same_weights_other_seed_other_weights(clips: Path, tmp_path: 
     assert not same(first, other)
 
 
-@pytest.mark.parametrize("options", [{}, {"optimizer": "adamw", "ema_decay": 0.9, "workers": 2, "lr": 1e-3}])
+@pytest.fixture(scope="module", params=[{}, {"optimizer": "adamw", "ema_decay": 0.9, "workers": 2, "lr": 1e-3}])
+def whole(clips: Path, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> TrainResult:
+    """A run that nothing stops."""
+    return train(config(clips, tmp_path_factory.mktemp("whole") / "run", **request.param), console=QUIET)
+
+
 @pytest.mark.parametrize("steps", [1, 3, 5])  # an epoch has four steps
-def test_resume_is_exact(
-    clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, steps: int, options: dict[str, object]
-) -> None:
-    whole = train(config(clips, tmp_path / "whole", **options), console=QUIET)
-    part = config(clips, tmp_path / "part", **options)
+def test_resume_is_exact(whole: TrainResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, steps: int) -> None:
+    settings = from_dict(TrainConfig, yaml.safe_load((whole.run / "config.yaml").read_text(encoding="utf-8")))
+    part = replace(settings, out=str(tmp_path / "part"))
     with monkeypatch.context() as patch:
         stop_after(patch, steps)
         stopped = train(part, console=QUIET)
