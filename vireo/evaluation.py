@@ -20,7 +20,6 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 from torch import Tensor
-from torchmetrics.functional.classification import multiclass_confusion_matrix
 
 from vireo import plots
 from vireo.data.faults import Failure, TooManyFailuresError
@@ -241,6 +240,9 @@ def measure(scores: Scores, labels: tuple[str, ...], header: dict[str, Any], *, 
     Raises:
         TooManyFailuresError: not one clip could be scored.
     """
+    # Loading it takes longer than loading torch; a report does without it.
+    from torchmetrics.functional.classification import multiclass_confusion_matrix
+
     count, scored = len(labels), len(scores.labels)
     if not scored:
         why = f"; the first: {scores.failures[0].path}: {scores.failures[0].reason}" if scores.failures else ""
