@@ -45,7 +45,6 @@ def named(rule: FlipRule) -> dict[str, str | None]:
 
 def test_something_something() -> None:
     found = named(flip_rule(SOMETHING))
-    assert found.pop("Plugging something into something but pulling it right out as you remove your hand") is None
     swapped = {name: other for name, other in found.items() if name != other}
     assert swapped == {
         "Pulling something from left to right": "Pulling something from right to left",
@@ -55,6 +54,12 @@ def test_something_something() -> None:
         "Turning the camera left while filming something": "Turning the camera right while filming something",
         "Turning the camera right while filming something": "Turning the camera left while filming something",
     }
+
+
+def test_right_is_not_always_a_side() -> None:
+    assert flip_rule(["pulling it right out", "standing right back up", "walk"]).mirrored == (0, 1, 2)
+    assert flip_rule(["swipe right out", "swipe left out"]).mirrored == (1, 0)
+    assert flip_rule(["turn right right now", "walk"]).unpaired == ("turn right right now",)
 
 
 def test_something_something_with_placeholders() -> None:
@@ -120,10 +125,13 @@ def test_pairs_are_found_in_every_spelling(first: str, second: str) -> None:
         "moving leftwards", "nach-left", "swipeleft", "turnclockwise", "that's right",
     ],
 )  # fmt: skip
-def test_a_direction_without_its_counterpart_is_left_alone(label: str) -> None:
+def test_where_a_direction_has_no_counterpart_only_pairs_are_mirrored(label: str) -> None:
     rule = flip_rule(["walk", label])
-    assert rule.mirrored == (0, None) and rule.left_alone == (label,)
-    assert label in rule.lines()[-1]
+    assert rule.mirrored == (None, None) and rule.unpaired == (label,)
+    assert label in rule.lines()[-1] and "walk" not in rule.lines()[-1]
+    rule = flip_rule(["tick", "wave left hand", "wave right hand", label])
+    assert rule.mirrored == (None, 2, 1, None) and rule.unpaired == (label,)
+    assert label in rule.lines()[-2] and "name no direction" in rule.lines()[-1]
 
 
 @pytest.mark.parametrize(
@@ -139,8 +147,8 @@ def test_other_words_are_no_directions(label: str) -> None:
 
 
 def test_what_is_ambiguous_is_left_alone() -> None:
-    assert flip_rule(["left", "Left", "right", "walk"]).mirrored == (None, None, None, 3)
-    assert flip_rule(["sign L", "sign R", "sign A"]).mirrored == (None, None, 2)  # letters, or sides?
+    assert flip_rule(["left", "Left", "right", "walk"]).mirrored == (None, None, None, None)
+    assert flip_rule(["sign L", "sign R", "sign A"]).unpaired == ("sign L", "sign R")  # letters, or sides?
     assert flip_rule(["l2r", "r2l"]).mirrored == (None, None)
     assert flip_rule(["left of the door", "right of a door"]).mirrored == (None, None)
     assert flip_rule(["from left to right"]).mirrored == (None,)
@@ -174,7 +182,8 @@ def test_the_lines_name_the_pairs_and_count_the_rest() -> None:
         "horizontal flip is off: a mirror image would change the meaning of 'left 0', 'left 1', 'left 2' and 97 more",
     )
     names = [f"{side} {i}" for i in range(14) for side in ("left", "right")] + ["left and out", "walk"]
-    first, *pairs, alone = flip_rule(names).lines()
+    first, *pairs, alone, others = flip_rule(names).lines()
+    assert "no direction" in others
     assert "on" in first and pairs[0] == "  'left 0' ↔ 'right 0'" and len(pairs) == 11
     assert pairs[-1] == "  and 4 more pairs" and "'left and out'" in alone
 

@@ -8,11 +8,13 @@ Right", if there is such a label:
     Pushing something from left to right      Pushing something from right to left
     Turning Hand Counterclockwise             Turning Hand Clockwise
     swipeLeft, swipe_left, swipeleft          swipeRight, swipe_right, swiperight
-    Moving something up, Putting it upright   the same label
+    Moving something up, Pulling it right out the same label
     Turning left, and no label Turning right  none: these clips are not mirrored
 
 What is assumed: the words left, right and clockwise in a label mean directions, and labels without them hold for
-mirror images too. Text can't tell that a drawn 2 or a lower-case b is no longer one in the mirror; then, say flip off.
+mirror images too. The latter is doubtful where a direction lacks its counterpart: whoever recorded "circle ccw" and
+no "circle cw" may mean a tick or a square to be drawn one way round as well. Then only the pairs are mirrored.
+Otherwise text can't tell that a drawn 2 or a lower-case b is no longer one in the mirror; then, say flip off.
 """
 
 from __future__ import annotations
@@ -37,6 +39,7 @@ _CAMEL = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+")
 _TURN = re.compile(r"\b(?:(?P<counter>counter|anti|contra) ?)?clock ?wise\b|\b(?P<ccw>ccw|acw)\b|\bcw\b")
 _SIDE = re.compile(r"\b(left|right)(ward|hand|handed|most|side)s?\b")
 _DIRECTION = re.compile(r"\b(?:left|right|clockwise|counterclockwise)\b")
+_ADVERB = re.compile(r"\bright (?=(?:out|away|now|back)\b)")  # at once, not to the right
 _WITHIN = re.compile(r"left|right|(?:counter|anti|contra)?clockwise")
 _LETTERS = re.compile(r"\b(?:l|r|lh|rh|ltr|rtl|lr|rl)\b")
 _HARMLESS = re.compile(
@@ -58,6 +61,9 @@ class FlipRule:
     """(K,) the label that a clip's mirror image has; None: clips of this label are not mirrored."""
     mode: FlipMode = "auto"
     """How it was made: auto from the texts; on, off as asked."""
+    unpaired: tuple[str, ...] = ()
+    """The texts that name a direction and have no label for the mirror image. Because of them, labels without a
+    direction are not mirrored either."""
 
     def __post_init__(self) -> None:
         known = range(len(self.label_names))
@@ -86,11 +92,11 @@ class FlipRule:
             return ("horizontal flip is off, as asked",)
         if self.mode == "on":
             found = flip_rule(self.label_names, "auto")
-            turned = [name for pair in found.pairs for name in pair] + list(found.left_alone)
+            turned = [name for pair in found.pairs for name in pair] + list(found.unpaired)
             although = f", although a mirror image changes the meaning of {_some(turned)}" if turned else ""
             return (f"horizontal flip is on for all labels, as asked{although}",)
         if self.label_names and len(self.left_alone) == len(self.label_names):
-            what = f"horizontal flip is off: a mirror image would change the meaning of {_some(self.left_alone)}"
+            what = f"horizontal flip is off: a mirror image would change the meaning of {_some(self.unpaired)}"
             return (what, *self._spellings())
         if not self.pairs and not self.left_alone:
             return ("horizontal flip is on: no label names a direction",)
@@ -98,14 +104,18 @@ class FlipRule:
         lines += [f"  {a!r} ↔ {b!r}" for a, b in self.pairs[:_SHOWN_PAIRS]]
         if len(self.pairs) > _SHOWN_PAIRS:
             lines.append(f"  and {len(self.pairs) - _SHOWN_PAIRS} more pairs")
-        if self.left_alone:
-            lines.append(f"  not mirrored, as no label fits the mirror image: {_some(self.left_alone)}")
+        if self.unpaired:
+            lines.append(f"  not mirrored, as no label fits the mirror image: {_some(self.unpaired)}")
+            if len(self.left_alone) > len(self.unpaired):
+                lines.append(
+                    "  nor labels that name no direction, which may have one all the same; --flip on mirrors all"
+                )
         return (*lines, *self._spellings())
 
     def _spellings(self) -> list[str]:
         """A line on labels that are there twice, so that no mirror image is sure; none if there are none."""
         by_key: dict[str, list[str]] = {}
-        for name in self.left_alone:
+        for name in self.unpaired:
             by_key.setdefault(_key(_spelled(name)), []).append(name)
         twice = [" and ".join(map(repr, names)) for names in by_key.values() if len(names) > 1]
         if not twice:
@@ -130,7 +140,11 @@ def flip_rule(label_names: Sequence[str], mode: FlipMode = "auto") -> FlipRule:
     """
     names = tuple(label_names)
     if mode == "auto":
-        return FlipRule(label_names=names, mirrored=_find(names))
+        found = _find(names)
+        unpaired = tuple(name for name, other in zip(names, found, strict=True) if other is None)
+        if unpaired:
+            found = tuple(None if other == i else other for i, other in enumerate(found))
+        return FlipRule(label_names=names, mirrored=found, unpaired=unpaired)
     if mode == "on":
         return FlipRule(label_names=names, mirrored=tuple(range(len(names))), mode=mode)
     if mode == "off":
@@ -158,7 +172,9 @@ def _find(names: Sequence[str]) -> tuple[int | None, ...]:
 def _mirror_text(text: str, is_label: Callable[[str], bool]) -> str | None:
     """The spelled label of the mirror image: the same text where none is named, None where it can't be told."""
     if _DIRECTION.search(text):
-        return _DIRECTION.sub(_swap, text)
+        turned = _DIRECTION.sub(_swap, text)
+        meant = is_label(turned) or _DIRECTION.search(_ADVERB.sub("", text))
+        return turned if meant else text
     within = _WITHIN.sub(_swap, text)  # "swipeleft": a direction if there is a "swiperight"
     if within != text and is_label(within):
         return within

@@ -137,7 +137,7 @@ def average_views(name: str, scores: Tensor, rule: FlipRule) -> Tensor:
         return scores.mean(-2)
     order = rule.score_order()
     if order is None:
-        alone = rule.left_alone[0]
+        alone = (rule.unpaired or rule.left_alone)[0]
         raise UsageError(f"{name} has mirrored views, and no label fits the mirror image of {alone!r}; use 5crop")
     if scores.shape[-1] != len(order):
         raise UsageError(f"scores of {scores.shape[-1]} classes don't fit a flip rule of {len(order)}")
