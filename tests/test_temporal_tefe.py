@@ -363,3 +363,18 @@ def test_a_placement_without_blocks_in_its_stages() -> None:
     for recipe in (TE, FE):
         with pytest.raises(UsageError, match="stages"):
             recipe(stages=(6,))
+
+
+def test_gradients_in_bfloat16_of_two_frames() -> None:
+    torch.manual_seed(0)
+    enhance = FeatureEnhancement(torch.nn.Conv2d(16, 16, 3, padding=1, bias=False), frames=2)
+    torch.nn.init.normal_(enhance.conv2.weight, std=0.05)
+    x = torch.randn(8, 16, 14, 14).contiguous(memory_format=torch.channels_last)
+    upstream = torch.randn(8, 16, 14, 14)
+    found = []
+    for half in (False, True):
+        with torch.autocast("cpu", torch.bfloat16, enabled=half):
+            y = enhance(x)
+        found.append(torch.autograd.grad((y.float() * upstream).sum(), [enhance.conv1.weight, enhance.conv2.weight]))
+    for exact, rough in zip(*found, strict=True):
+        assert torch.cosine_similarity(exact.flatten(), rough.flatten(), dim=0) > 0.99

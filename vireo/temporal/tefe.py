@@ -241,7 +241,10 @@ class FeatureEnhancement(nn.Module):
             y = self._frame_by_frame(features, self.conv1) * self._frame_by_frame(features, self.conv2)  # (10)
             return y.flatten(0, 1).permute(0, 3, 1, 2)
         clips = split_time(features, self.frames).transpose(1, 2)  # (N, C, T, H, W); channels_last_3d, a view
-        product: Tensor = self.conv1(clips) * self.conv2(clips)  # (10)
+        if self.frames == 2:  # here oneDNN's bfloat16 gradient of a 3D kernel that pads time itself is garbage
+            product = _with_time_padded(clips, self.conv1) * _with_time_padded(clips, self.conv2)
+        else:
+            product = self.conv1(clips) * self.conv2(clips)  # (10)
         return product.transpose(1, 2).flatten(0, 1)
 
     def _frame_by_frame(self, features: Tensor, conv: nn.Conv3d) -> Tensor:
@@ -255,6 +258,12 @@ class FeatureEnhancement(nn.Module):
             part = split_time(part.permute(0, 2, 3, 1), self.frames)
             y.append(part if i == 0 else F.pad(part, (0, 0, 0, 0, 0, 0, -i, i)))  # t takes t+i, zeros beyond
         return y[0] + y[1] + y[2]
+
+
+def _with_time_padded(clips: Tensor, conv: nn.Conv3d) -> Tensor:
+    padding = [0, *(int(p) for p in conv.padding[1:])]
+    clips = F.pad(clips, (0, 0, 0, 0, 1, 1))
+    return F.conv3d(clips, conv.weight, conv.bias, conv.stride, padding, conv.dilation, conv.groups)
 
 
 def _moved(series: Tensor, by: int) -> Tensor:  # (…, T): t takes t+by, zeros beyond the ends
