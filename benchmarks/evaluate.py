@@ -34,6 +34,7 @@ from vireo.data.folders import VIDEO_EXTENSIONS
 from vireo.data.sampling import clip_indices
 from vireo.data.table import ClipTable, StringColumn
 from vireo.devices import choose_device
+from vireo.memory import keep_memory
 from vireo.model import create_model
 from vireo.protocols import choose_protocol, cost_of, many_views
 from vireo.scoring import ScoreConfig, score_table
@@ -137,6 +138,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=1, help="of the evaluation beside; 0: none")
     parser.add_argument("--device", default="auto")
     args = parser.parse_args()
+    keep_memory()  # as the command line does
     with tempfile.TemporaryDirectory() as scratch:
         table = table_of(args.clips or make_videos(Path(scratch), args.videos), args.videos)
         calls = contestants(table, args)

@@ -13,14 +13,18 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from fractions import Fraction
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import av
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
+from tests.rtsp_server import RtspServer
 from tests.video_tools import FPS, write_video
 from vireo.checkpoint import Checkpoint, save_checkpoint
 from vireo.config import ModelConfig, ViewConfig
@@ -300,6 +304,72 @@ def test_a_pipe_is_read_to_its_end(stream: bytes, tmp_path: Path) -> None:
     assert scores[-1].end == pytest.approx(4, abs=0.5)
     assert scores[0].start < 0.5
     writer.join(5)
+
+
+# --- a camera on the network ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def pictures() -> list[bytes]:
+    """Four seconds of H.264, dark, then bright, with a keyframe every fifth of a second."""
+    encoder = av.CodecContext.create("libx264", "w")
+    encoder.width, encoder.height, encoder.pix_fmt, encoder.framerate = 320, 240, "yuv420p", Fraction(FPS)
+    encoder.time_base = Fraction(1, FPS)
+    encoder.options = {"g": "5", "bf": "0", "preset": "ultrafast", "tune": "zerolatency", "x264-params": "keyint=5"}
+    found = []
+    noise = np.random.default_rng(0).integers(0, 60, (240, 320, 3), dtype=np.uint8)
+    for i in range(4 * FPS):
+        frame = av.VideoFrame.from_ndarray(noise + np.uint8(20 if i < 2 * FPS else 180), format="rgb24")
+        frame.pts = i
+        found += [bytes(packet) for packet in encoder.encode(frame.reformat(format="yuv420p"))]
+    assert len(found) == 4 * FPS
+    return found
+
+
+@pytest.fixture
+def camera(pictures: list[bytes]) -> Iterator[RtspServer]:
+    server = RtspServer(pictures, fps=FPS).start()
+    yield server
+    server.stop()
+
+
+def test_a_camera_over_rtsp_is_followed(camera: RtspServer) -> None:
+    with predict_windows(
+        checkpoint_of(Brightness()), camera.url, window=0.4, every=0.2, latency=5, limit=3.5
+    ) as windows:
+        scores = list(windows)
+    assert windows.live and (windows.report.dropped_windows, windows.report.dropped_frames) == (0, 0)
+    assert [score.start for score in scores[:-1]] == pytest.approx([0.2 * i for i in range(len(scores) - 1)])
+    told = [(score.end <= 1.9, score.start >= 2.1, score.label) for score in scores]
+    assert {label for before, _, label in told if before} == {"dark"}
+    assert {label for _, behind, label in told if behind} == {"bright"}
+
+
+def test_a_camera_over_rtsp_that_dies_comes_back(camera: RtspServer) -> None:
+    camera.stop_after = FPS
+    said: list[str] = []
+    with predict_windows(
+        checkpoint_of(Brightness()), camera.url, window=0.4, latency=5, limit=3, tell=said.append
+    ) as windows:
+        scores = list(windows)
+    assert said[0].startswith("lost: ") and said[1] == "back"
+    assert windows.report.returned == camera.played - 1 >= 1
+    assert scores[-1].end >= 2.5
+
+
+def test_a_camera_that_wants_a_password(pictures: list[bytes], capsys: pytest.CaptureFixture[str], saved: Path) -> None:
+    server = RtspServer(pictures, fps=FPS, password="anna:secret").start()
+    try:
+        with_it = server.url.replace("//", "//anna:secret@")
+        assert predict_command(saved, [with_it], window=0.4, limit=1, json=True) == 0
+        with pytest.raises(DecodeError, match="401"):
+            list(predict_windows(checkpoint_of(Brightness()), server.url))
+        wrong = server.url.replace("//", "//anna:other@")
+        assert predict_command(saved, [wrong], window=0.4, limit=1) == 1
+    finally:
+        server.stop()
+    out, err = capsys.readouterr()
+    assert "secret" not in out + err and "other" not in out + err and "anna:***@" in out + err
 
 
 # --- the command ----------------------------------------------------------------------------------------------------
