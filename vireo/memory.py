@@ -1,9 +1,10 @@
-"""Keep the memory that large tensors use, instead of giving it back and taking it again."""
+"""Keep the memory that large tensors use instead of giving it back and taking it again; but not in forked processes."""
 
 from __future__ import annotations
 
 import os
 import sys
+from typing import Any
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
 _LARGEST = 1 << 30  # bytes; larger blocks still come from the system, one by one
@@ -27,11 +28,28 @@ def keep_memory() -> bool:
     tuned = {"MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_MAX_", "GLIBC_TUNABLES", "LD_PRELOAD"}
     if not sys.platform.startswith("linux") or any(os.environ.get(name) for name in tuned):
         return False
+    libc = _glibc()
+    return libc is not None and bool(libc.mallopt(_M_MMAP_THRESHOLD, _LARGEST) and libc.mallopt(_M_TRIM_THRESHOLD, -1))
+
+
+def drop_free_memory() -> None:
+    """Give freed blocks back to the system, on Linux with glibc.
+
+    For a forked process: what its parent keeps is of no use to it, but while it has a share in it every page that the
+    parent writes to is copied, slowly, and there twice for as long as the process lives.
+    """
+    libc = _glibc() if sys.platform.startswith("linux") else None
+    if libc is not None:
+        libc.malloc_trim(0)
+
+
+def _glibc() -> Any:
+    """The C library; None where it is another one."""
     import ctypes
 
     try:
         libc = ctypes.CDLL("libc.so.6")
         libc.gnu_get_libc_version  # noqa: B018  # musl has none, and a mallopt that does nothing
-        return bool(libc.mallopt(_M_MMAP_THRESHOLD, _LARGEST) and libc.mallopt(_M_TRIM_THRESHOLD, -1))
     except (OSError, AttributeError):
-        return False
+        return None
+    return libc

@@ -34,6 +34,7 @@ from queue import SimpleQueue
 from typing import Any, Generic, NamedTuple, TypeVar
 
 from vireo.errors import DataError, UsageError
+from vireo.memory import drop_free_memory
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -366,6 +367,7 @@ def _work(function: Callable[[Any], Any], pipe: Connection[Any, Any]) -> None:
         if FORKED:
             for end in list(_parents_ends):
                 end.close()
+        drop_free_memory()
         # Ctrl-C and a scheduler's SIGTERM reach all processes; the parent decides when to end.
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         signal.signal(signal.SIGTERM, _leave)
