@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import csv
+import errno
 import json
 import math
+import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +20,7 @@ from torch import nn
 from torchmetrics.functional.classification import multiclass_calibration_error
 
 from tests.video_tools import write_class_folders, write_video
-from vireo import cli
+from vireo import cli, plots
 from vireo.checkpoint import Checkpoint, save_checkpoint
 from vireo.config import ViewConfig
 from vireo.data.annotations import read_table
@@ -26,13 +28,14 @@ from vireo.data.dataset import Batch, Failure
 from vireo.data.splits import split_table
 from vireo.data.table import ClipTable, StringColumn
 from vireo.devices import choose_device
-from vireo.errors import DataError, UsageError
+from vireo.errors import DataError, StorageError, UsageError
 from vireo.evaluate import evaluate
 from vireo.evaluation import Scores, find_slowest, measure, print_header, write_evaluation
 from vireo.files import write_json
 from vireo.model import create_model
 from vireo.report.reading import read_evaluation
 from vireo.runs import write_clips
+from vireo.scores import ranks, read_facts
 from vireo.scoring import choose_split, count_trained_on, score_clips
 from vireo.statistics import bootstrap_mean
 
@@ -430,3 +433,86 @@ def test_a_table_with_other_labels_is_refused(tmp_path) -> None:
     checkpoint = Checkpoint(model=model, labels=("b", "a"), view=ViewConfig(size=32))
     with pytest.raises(DataError, match="order"):
         evaluate(checkpoint, read_table(tmp_path / "d.csv"), workers=0)
+
+
+def test_an_evaluation_takes_the_place_of_another_whole_or_not_at_all(tmp_path, monkeypatch) -> None:
+    found, other = (measure(random_scores(seed, failures=seed), LABELS, {"checkpoint": "x"}) for seed in (1, 0))
+    write_evaluation(found, tmp_path)
+    (tmp_path / "notes.txt").write_text("mine")
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(plots, "confusion_png", full)
+        with pytest.raises(StorageError, match="No space"):
+            write_evaluation(other, tmp_path)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+    replaced: list[str] = []
+    move = os.replace
+    monkeypatch.setattr(os, "replace", lambda a, b: (replaced.append(Path(b).name), move(a, b)))
+    files = write_evaluation(other, tmp_path)
+    assert replaced[-1] == "evaluation.json"  # until then, nothing says what the other files are of
+    assert {path.name for path in tmp_path.iterdir()} == {"notes.txt", *(path.name for path in files.values())}
+    assert "failed" not in files and not (tmp_path / "failed.csv").exists()
+    assert json.loads(files["json"].read_text())["top1"] == other.top1
+
+
+def test_results_have_a_folder_of_their_own(tmp_path, capsys) -> None:
+    data = write_class_folders(tmp_path / "clips", {"a": 3, "b": 3}, frames=4)
+    file = run_of(tmp_path / "run", data)
+    (tmp_path / "run" / "config.yaml").write_text("data: clips\n")
+    (tmp_path / "notes.txt").write_text("mine")
+    line = ["--data", str(data), "--split", "all", "--workers", "0"]
+    for out, says in ((tmp_path / "notes.txt", "is a file"), (tmp_path / "run", "the folder of a training run")):
+        for command in (["eval", str(file)], ["fuse", str(file), str(file)]):
+            assert cli.main([*command, *line, "--out", str(out)]) == 2
+            out_, err = capsys.readouterr()
+            assert says in err and not out_  # before anything is scored
+    for name in ("acc0.85.safetensors", "acc0.91.safetensors"):
+        shutil.copy(file, tmp_path / name)
+        assert cli.main(["eval", str(tmp_path / name), *line]) == 0
+    assert (tmp_path / "acc0.85.eval").is_dir() and (tmp_path / "acc0.91.eval").is_dir()
+
+
+@pytest.mark.parametrize("count", [3, 7, 50])
+def test_the_first_of_equals_goes_before_the_others(count: int) -> None:
+    generator = torch.Generator().manual_seed(count)
+    logits = torch.randint(0, 3, (200, count), generator=generator).float()
+    labels = torch.randint(0, count, (200,), generator=generator)
+    ordered = [sorted(range(count), key=lambda k, row=row: (-row[k], k)) for row in logits.tolist()]
+    expected = [order.index(label) for order, label in zip(ordered, labels.tolist(), strict=True)]
+    assert ranks(logits, labels).tolist() == expected
+    found = measure(
+        Scores(logits=logits, labels=labels, indices=torch.arange(200), failures=()), tuple(map(str, range(count))), {}
+    )
+    assert found.top1 == pytest.approx(np.mean(np.array(expected) == 0))
+    assert found.top5 == pytest.approx(np.mean(np.array(expected) < 5)) and found.top5 >= found.top1
+
+
+def test_names_that_are_no_utf8_are_evaluated_reported_and_fused(tmp_path, capsys) -> None:
+    data = write_class_folders(tmp_path / "clips", {"a\udcff": 3, "b": 3}, frames=4)
+    (data / "b" / "bad\udcfe.mp4").write_bytes(b"broken")
+    run = tmp_path / "run"
+    run.mkdir()
+    model = create_model("tsn", "resnet10t", num_classes=2, num_frames=2)
+    save_checkpoint(run / "x.safetensors", model, labels=("a\udcff", "b"), view=ViewConfig(size=32), provenance={})
+    assert cli.main(["eval", str(run / "x.safetensors"), "--data", str(data), "--workers", "0"]) == 0
+    stated = json.loads((run / "x.eval" / "evaluation.json").read_text("utf-8"))  # as any other program reads it
+    assert stated["classes"][0]["label"] == "a\udcff" and stated["failures"][0]["path"].endswith("bad\udcfe.mp4")
+    assert read_evaluation(run / "x.eval").labels == ("a\udcff", "b")
+    assert read_facts(run / "x.eval")["modality"] == "rgb"
+    assert not (run / "x.eval" / "scores.parquet").exists()  # whose columns have names in UTF-8
+    assert cli.main(["report", str(run / "x.eval")]) == 0
+    assert cli.main(["fuse", str(run / "x.eval"), str(run / "x.eval")]) == 0
+    out = str(tmp_path / "both")
+    assert cli.main(["compare", str(run / "x.eval"), str(run / "x.eval"), "--out", out, "--data", str(data)]) == 0
+
+
+def test_a_part_that_training_had_not_is_said(tmp_path) -> None:
+    data = write_class_folders(tmp_path / "clips", {"a": 4, "b": 4}, frames=2)
+    table = read_table(data)
+    provenance = {"data_hash": table.digest(), "config": {"val_fraction": 0.5, "seed": 0}}
+    with pytest.raises(DataError, match=r"those of the training, which had no part 'test'; it had train and val"):
+        choose_split(table, "test", provenance)

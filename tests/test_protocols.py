@@ -213,7 +213,7 @@ def slowly(checkpoint: Path, path: str, views: str, clips: int, sampling: str) -
         ("center", 3, "dense", "3x1-center: 4 frames (dense, 64), short side 36, centre crop 32²"),
         ("3crop", 10, "dense", "10x3-crop: 4 frames (dense, 64), short side 36, 3 crops 32² along the long side"),
         ("10crop", 2, "segment", "2x10-crop: 4 frames (segment), short side 36, crops 32² of corners and centre, and "),
-        ("full", 2, "segment", "2x1-full: 4 frames (segment), short side 36, whole frames"),
+        ("full", 2, "segment", "2x1-whole: 4 frames (segment), short side 36, whole frames"),
         ("squeezed", 1, "segment", "1x1-squeezed: 4 frames (segment), whole frames squeezed to 32 × 36"),
     ],
 )
@@ -338,6 +338,8 @@ def test_numbers_go_before_the_name_and_the_name_before_the_checkpoint() -> None
         ("twise", "Did you mean 'twice'"),
         ("0x3", "Unknown protocol"),
         ("99999x3", "Unknown protocol"),
+        ("5x3-center", "Unknown protocol"),
+        ("1x1-crop", "Unknown protocol"),
         ("zzz", "Known: 10x3, 10x3-full, 1x1-center"),
     ],
 )

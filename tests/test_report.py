@@ -667,3 +667,15 @@ def test_the_page_fits_a_telephone_and_its_text_can_be_read(run: Path, browser: 
         assert (light + 0.05) / (deep + 0.05) >= 4.5, (text, ground)
     assert (luminance("body", "backgroundColor") < 0.1) == dark
     assert browser.complaints == []
+
+
+def test_an_evaluation_s_own_folder_and_data_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = write_run(tmp_path)
+    path = found / "last.eval" / "evaluation.json"
+    said = json.loads(path.read_text("utf-8"))
+    path.write_text(json.dumps({**said, "data": str(tmp_path / "data" / "list.csv")}))
+    moved = Path(shutil.move(found / "last.eval", tmp_path / "alone" / "last.eval"))
+    monkeypatch.chdir(moved)
+    written = write_run_report(Path(), workers=0)
+    page = (moved / "report.html").read_text("utf-8")
+    assert "last" in check(page).text and not written.notes and "data:image/jpeg" in page

@@ -13,7 +13,7 @@ import torch
 
 import vireo.scores as module
 from vireo.errors import DataError, MissingDependencyError, StorageError, UsageError
-from vireo.scores import ScoreTable, read_facts, read_scores, write_parquet, write_scores
+from vireo.scores import ScoreTable, differing_lists, read_facts, read_scores, write_parquet, write_scores
 
 
 def some_table(clips: tuple[str, ...] | None = None, classes: tuple[str, ...] = ("clap", "jump", "wave")) -> ScoreTable:
@@ -129,3 +129,23 @@ def test_what_lies_beside_scores_is_not_believed(tmp_path: Path, monkeypatch: py
     beside.unlink()
     os.mkfifo(beside)  # nobody writes to it: opening it would wait for ever
     assert read_scores(tmp_path).modality == "" and read_facts(tmp_path) == {}
+
+
+def test_text_that_is_no_utf8_is_damage(tmp_path: Path) -> None:
+    path = write_parquet(tmp_path / "scores.parquet", some_table(("clip_ä",) * 1 + tuple("bcde")))
+    content = path.read_bytes()
+    table = pa.table(
+        {"clip": pa.array([b"\xff\xfe"], pa.binary()).cast(pa.string(), safe=False), "label": ["a"], "a": [1.0]}
+    )
+    pq.write_table(table, path)
+    assert path.read_bytes() != content
+    with pytest.raises(DataError, match="can't be read as Parquet"):
+        read_scores(path)
+
+
+def test_lists_that_differ_are_told() -> None:
+    same = {"split": "val", "data_hash": "1", "modality": "rgb"}
+    assert differing_lists([same, same]) == "" == differing_lists([same, {}])
+    assert "parts of the data differ (val and test)" in differing_lists([same, {**same, "split": "test"}])
+    assert "lists of clips differ (1 and 2)" in differing_lists([same, {**same, "data_hash": "2"}])
+    assert differing_lists([same, {**same, "data_hash": "2", "modality": "flow"}]) == ""  # its files are others

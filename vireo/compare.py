@@ -34,7 +34,17 @@ from vireo.data.table import SPLITS, ClipTable
 from vireo.errors import DataError, UsageError, writing
 from vireo.files import replacing, write_json
 from vireo.progress import make_console
-from vireo.scores import ScoreTable, clip_names, match_clips, match_tables, read_facts, read_scores
+from vireo.run_files import check_results_folder
+from vireo.scores import (
+    ScoreTable,
+    clip_names,
+    differing_lists,
+    match_clips,
+    match_tables,
+    ranks,
+    read_facts,
+    read_scores,
+)
 from vireo.statistics import Interval, bootstrap_mean, wilson_interval
 from vireo.strips import Answer, Strip, clip_frames, strips_png
 
@@ -272,7 +282,7 @@ def compare(
             for label, n, of_a, of_b in zip(pair.label_names, totals, *correct, strict=True)
         ),
         seed=seed,
-        notes=tuple(_notes(models[0], models[1], len(pair.clips))),
+        notes=tuple(_notes(models[0], models[1], len(pair.clips), differing_lists(facts))),
     )
 
 
@@ -286,7 +296,6 @@ def _model_score(
     facts: Mapping[str, str],
 ) -> ModelScore:
     scores, scored = pair.scores[model], len(pair.clips)
-    among5 = (scores.topk(min(5, scores.shape[1])).indices == pair.labels[:, None]).any(1)
     hits, read = int(correct.sum()), int(table.read.sum())
     return ModelScore(
         name=name,
@@ -296,20 +305,20 @@ def _model_score(
         correct=hits,
         top1=hits / scored,
         interval=wilson_interval(hits, scored),
-        top5=float(among5.double().mean()),
+        top5=float((ranks(scores, pair.labels) < 5).double().mean()),
         mean_class=float((correct[totals > 0] / totals[totals > 0]).mean()),
         facts={key: facts[key] for key in ("checkpoint", "protocol", "data_hash") if key in facts},
     )
 
 
-def _notes(a: ModelScore, b: ModelScore, common: int) -> list[str]:
+def _notes(a: ModelScore, b: ModelScore, common: int, lists: str) -> list[str]:
     notes = []
     for model, called in ((a, "A"), (b, "B")):
         if left := model.clips - common:
             notes.append(f"{left} of {called}'s {model.clips} clips are left out: not scored by both")
-    hashes, protocols = ([m.facts.get(key) for m in (a, b)] for key in ("data_hash", "protocol"))
-    if all(hashes) and hashes[0] != hashes[1]:
-        notes.append(f"the lists of clips differ ({hashes[0]} and {hashes[1]}); clips were matched by name")
+    if lists:
+        notes.append(lists)
+    protocols = [m.facts.get("protocol") for m in (a, b)]
     if all(protocols) and protocols[0] != protocols[1]:
         notes.append(f"the protocols differ: {protocols[0]}; {protocols[1]}")
     return notes
@@ -383,8 +392,8 @@ def describe_example(pair: Pair, kind: Kind, row: int, *, top: int = 3) -> dict[
     """A clip with both models' most probable classes, as plain data."""
     answers = {}
     for name, scores in zip("ab", pair.scores, strict=True):
-        values, classes = scores[row].double().softmax(0).topk(min(top, scores.shape[1]))
-        pairs = zip(classes.tolist(), values.tolist(), strict=True)
+        classes = scores[row].sort(descending=True, stable=True).indices[:top]
+        pairs = zip(classes.tolist(), scores[row].double().softmax(0)[classes].tolist(), strict=True)
         answers[name] = [{"label": pair.label_names[c], "probability": p} for c, p in pairs]
     return {"kind": kind, "clip": pair.clips[row], "label": pair.label_names[int(pair.labels[row])], **answers}
 
@@ -449,8 +458,8 @@ def compare_command(
         raise UsageError(f"min_points is {min_points}; it must be from 0 to 100")
     if most < 1 or examples < 0 or seed < 0:
         raise UsageError(f"most is {most}, examples {examples} and seed {seed}; at least 1, 0 and 0 are needed")
-    if out is not None and out.exists() and not out.is_dir():
-        raise UsageError(f"{out} is a file; results go to a folder")
+    if out is not None:
+        check_results_folder(out)
     if data and out is None:
         raise UsageError("--data is for the pictures of example clips; say with --out where they go")
     tables, facts = (read_scores(a), read_scores(b)), (read_facts(a), read_facts(b))

@@ -27,6 +27,8 @@ from vireo.data.unlabelled import UnlabelledTest, read_unlabelled
 from vireo.distributed import Team, launch, make_fabric, peers_may_be_gone
 from vireo.errors import DataError, UsageError, VireoError, writing
 from vireo.evaluation import (
+    ABORTED,
+    FAILED,
     Evaluation,
     find_slowest,
     measure,
@@ -39,14 +41,12 @@ from vireo.files import write_failures, write_json
 from vireo.official_splits import SPLITS, SplitsResult, print_splits, read_splits, splits_of, write_splits
 from vireo.probe import frame_orders, probe_order
 from vireo.progress import make_console
-from vireo.run_files import CLIPS
+from vireo.run_files import CLIPS, check_results_folder
 from vireo.scores import EVALUATION, SUBMISSION
 from vireo.scoring import ScoreConfig, all_alike, choose_split, count_trained_on, score_table
 from vireo.submission import write_submission
 
 PREDICTIONS, UNANSWERED = "predictions.json", "predictions-failed.csv"
-ABORTED = "failed-aborted.csv"
-"""Clips that ended an evaluation, beside the result of an earlier one."""
 
 
 def evaluate(
@@ -227,6 +227,7 @@ def write_predictions(found: Predictions, labels: tuple[str, ...], out: Path) ->
     write_json(out / PREDICTIONS, found.as_dict())
     # Not failed.csv, which is of the evaluation that may lie in the same folder.
     write_failures(out / UNANSWERED, [(failure.path, failure.reason) for failure in found.failures])
+    write_failures(out / ABORTED, [])
     return path
 
 
@@ -309,7 +310,9 @@ def evaluate_command(
 def _command_of_one(
     path: Path, data: str, split: str, config: ScoreConfig, team: Team | None, out: Path | None, *, json: bool
 ) -> int:
-    out, checkpoint, first = out or _beside(path), load_checkpoint(path), team is None or team.first
+    out, first = out or path.with_suffix(".eval"), team is None or team.first
+    check_results_folder(out)
+    checkpoint = load_checkpoint(path)
     test = None
     if split == "test":
         test = read_unlabelled(data, label_names=checkpoint.labels, modality=checkpoint.model.config.modality)
@@ -364,6 +367,7 @@ def _command_of_splits(
     json: bool,
 ) -> int:
     out, first = out or paths[0].parent / "splits.eval", team is None or team.first
+    check_results_folder(out)
     names = splits_of(data, len(paths))
     loaded = [load_checkpoint(path) for path in paths]
     tables = read_splits(names, loaded, [str(path) for path in paths])
@@ -388,10 +392,6 @@ def _command_of_splits(
     return 0
 
 
-def _beside(checkpoint: Path) -> Path:
-    return checkpoint.with_suffix("").with_suffix(".eval")
-
-
 @contextmanager
 def _failures_kept(out: Path, first: bool) -> Iterator[None]:
     """Name the clips that failed also where they are too many; in ``failed.csv``, if no earlier result lies there."""
@@ -402,8 +402,6 @@ def _failures_kept(out: Path, first: bool) -> Iterator[None]:
             with writing(out):
                 out.mkdir(parents=True, exist_ok=True)
             kept = any((out / name).exists() for name in (EVALUATION, PREDICTIONS))
-            name = ABORTED if kept else "failed.csv"
+            name = ABORTED if kept else FAILED
             write_failures(out / name, [(failure.path, failure.reason) for failure in error.failures])
         raise
-    if first:
-        write_failures(out / ABORTED, [])

@@ -25,8 +25,7 @@ from vireo import plots
 from vireo.data.faults import Failure, TooManyFailuresError
 from vireo.data.outputs import printable
 from vireo.data.table import ClipTable
-from vireo.errors import writing
-from vireo.files import replacing, write_failures, write_json
+from vireo.files import replacing, replacing_together, write_failures, write_json
 from vireo.probe import OrderProbe, print_probe, write_probe
 from vireo.scores import (
     EVALUATION,
@@ -35,6 +34,7 @@ from vireo.scores import (
     ScoreTable,
     can_write_parquet,
     clip_names,
+    ranks,
     write_parquet,
     write_scores,
 )
@@ -51,7 +51,10 @@ from vireo.statistics import (
     wilson_interval,
 )
 
-ORDER, SLOWEST = "order.csv", "slowest.csv"
+ORDER, SLOWEST, FAILED = "order.csv", "slowest.csv", "failed.csv"
+ABORTED = "failed-aborted.csv"
+"""Clips that ended an evaluation, beside the result of an earlier one."""
+_FILES = (EVALUATION, "per_class.csv", "confusion.png", SCORES, PARQUET, ORDER, SLOWEST, FAILED, ABORTED)
 MOST_SLOWEST = 100
 """Clips that slowest.csv names."""
 MOST_DENSE = 1000
@@ -250,7 +253,7 @@ def measure(scores: Scores, labels: tuple[str, ...], header: dict[str, Any], *, 
     confusion = multiclass_confusion_matrix(scores.logits.argmax(1), scores.labels, num_classes=count).numpy()
     correct, totals = np.diagonal(confusion), confusion.sum(axis=1)
     first = (scores.logits.argmax(1) == scores.labels).numpy()
-    among5 = (scores.logits.topk(min(5, count)).indices == scores.labels[:, None]).any(1).numpy()
+    among5 = (ranks(scores.logits, scores.labels) < 5).numpy()
     truth = scores.labels.numpy()
     return Evaluation(
         header={**header, "expected": scores.expected, "scored": scored, "failed": len(scores.failures)},
@@ -386,13 +389,19 @@ def write_evaluation(evaluation: Evaluation, out: Path) -> dict[str, Path]:
     ``evaluation.json``, ``per_class.csv``, ``confusion.png``, ``scores.csv``, with pyarrow ``scores.parquet``, after an
     order probe ``order.csv``, ``slowest.csv`` where reading was timed, and ``failed.csv`` if clips failed.
 
+    Returns:
+        What was written, by the names above without ending; ``json`` and ``parquet`` by these.
+
     Raises:
-        StorageError: one can't be written.
+        StorageError: one can't be written; the files of the earlier one are intact.
     """
-    files = {"json": out / EVALUATION, "per_class": out / "per_class.csv"}
-    with writing(out):
-        out.mkdir(parents=True, exist_ok=True)
-    write_json(files["json"], evaluation.as_dict())
+    with replacing_together(out, _FILES) as folder:
+        files = _write_files(evaluation, folder)
+    return {key: out / path.name for key, path in files.items()}
+
+
+def _write_files(evaluation: Evaluation, out: Path) -> dict[str, Path]:
+    files = {"json": write_json(out / EVALUATION, evaluation.as_dict()), "per_class": out / "per_class.csv"}
     with replacing(files["per_class"]) as file:
         writer = csv.writer(file)
         writer.writerow(["label", "clips", "correct", "accuracy"])
@@ -404,18 +413,14 @@ def write_evaluation(evaluation: Evaluation, out: Path) -> dict[str, Path]:
     )
     if evaluation.clip_scores is not None:
         files["scores"] = write_scores(out / SCORES, evaluation.clip_scores)
-        if can_write_parquet():
+        if can_write_parquet(evaluation.clip_scores):
             files["parquet"] = write_parquet(out / PARQUET, evaluation.clip_scores)
     if evaluation.order:
         files["order"] = write_probe(out / ORDER, evaluation.order)
     if evaluation.slowest:
         files["slowest"] = _write_slowest(out / SLOWEST, evaluation.slowest)
-    failed = write_failures(out / "failed.csv", [(f.path, f.reason) for f in evaluation.failures])
     if evaluation.failures:
-        files["failed"] = failed
-    for stale in {out / name for name in (SCORES, PARQUET, ORDER, SLOWEST)} - set(files.values()):
-        with writing(stale):
-            stale.unlink(missing_ok=True)
+        files["failed"] = write_failures(out / FAILED, [(f.path, f.reason) for f in evaluation.failures])
     return files
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import csv
 import json
 import os
+import shutil
 import stat
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
@@ -15,7 +16,7 @@ from vireo.errors import DataError, writing
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[TextIO]:
+def replacing(path: Path, errors: str = "surrogateescape") -> Iterator[TextIO]:
     """A new file that takes the place of `path` when the block ends well; file names that are no UTF-8 survive in it.
 
     Against loss of power there is `vireo.checkpoint.write_atomically`.
@@ -26,11 +27,39 @@ def replacing(path: Path) -> Iterator[TextIO]:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with writing(path):
         try:
-            with temporary.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file:
+            with temporary.open("w", encoding="utf-8", errors=errors, newline="") as file:
                 yield file
             os.replace(temporary, path)
         finally:
             temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def replacing_together(out: Path, names: Sequence[str]) -> Iterator[Path]:
+    """A new folder whose files take their places in the folder `out` when the block ends well, and all at once.
+
+    Args:
+        out: made if missing.
+        names: files of a result, the one first that stands for the whole of it: it goes before the others are
+            replaced and comes after them, so that what it says is never beside files of another result. Those that
+            the block does not write are removed.
+
+    Raises:
+        StorageError: one can't be written; what was there before is intact.
+    """
+    with writing(out):
+        out.mkdir(parents=True, exist_ok=True)
+        temporary = out / f".{names[0]}.{os.getpid()}.tmp"
+        try:
+            temporary.mkdir(exist_ok=True)
+            yield temporary
+            new = {path.name for path in temporary.iterdir()}
+            for name in (names[0], *sorted({*names[1:]} - new)):
+                (out / name).unlink(missing_ok=True)
+            for name in sorted(new, key=lambda name: name == names[0]):
+                os.replace(temporary / name, out / name)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
 
 
 def write_failures(path: Path, failures: Iterable[tuple[str, str]]) -> Path:
@@ -50,12 +79,14 @@ def write_failures(path: Path, failures: Iterable[tuple[str, str]]) -> Path:
 
 
 def write_json(path: Path, value: Any) -> Path:
-    """Write plain data as JSON for people: a member per line, lists of numbers and texts on one line each.
+    r"""Write plain data as JSON for people: a member per line, lists of numbers and texts on one line each.
+
+    It is valid JSON whatever names are in it: a byte that is no UTF-8 stands as ``\udcXX``, which Python reads back.
 
     Raises:
         StorageError: it can't be written; what was there before is intact.
     """
-    with replacing(path) as file:
+    with replacing(path, errors="backslashreplace") as file:
         file.writelines(_json(value, "\n"))
         file.write("\n")
     return path

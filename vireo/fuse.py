@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json as jsonlib
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,17 @@ from vireo.errors import DataError, UsageError
 from vireo.evaluate import Predictions, evaluate_part, predict_test, tell_predictions
 from vireo.evaluation import Evaluation, Scores, measure, write_evaluation
 from vireo.progress import make_console
-from vireo.scores import EVALUATION, SUBMISSION, ScoreTable, match_keys, match_tables, read_scores
+from vireo.run_files import check_results_folder
+from vireo.scores import (
+    EVALUATION,
+    SUBMISSION,
+    ScoreTable,
+    differing_lists,
+    match_keys,
+    match_tables,
+    read_facts,
+    read_scores,
+)
 from vireo.scoring import ScoreConfig
 
 _TSN = {"rgb": 1.0, "flow": 1.5}
@@ -251,18 +261,24 @@ def fuse_command(
         ]
         if any(tests):
             return _fuse_answers(scores, loaded, tests, weights, average, config, out, json=json)
-    tables, notes = [], []
+    if out is not None:
+        check_results_folder(out)
+    tables, facts, notes = list[ScoreTable](), list[Mapping[str, Any]](), list[str]()
     for path, stream in zip(scores, loaded, strict=True):
         if isinstance(stream, Checkpoint):
             where = data_for(path, stream, data, flow_data)
             found = evaluate_part(stream, where, split, config, run=path.parent)
             assert found.clip_scores is not None
             tables.append(found.clip_scores)
+            facts.append(found.header)
             if "trained_on" in found.header:
                 notes.append(f"{path}: {found.header['data_notes'][-1]}")
             stream.model.cpu()  # its successor needs the room
         else:
             tables.append(stream)
+            facts.append(read_facts(path))
+    if lists := differing_lists(facts):
+        notes.append(lists)
     fusion = fuse_tables(tables, weights, [str(path) for path in scores], average=average)
     if json:
         streams = [stream.as_dict() for stream in fusion.streams]

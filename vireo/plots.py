@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from vireo.errors import writing
 from vireo.files import replacing
+from vireo.progress import printable
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -54,7 +55,8 @@ def missing_glyphs() -> Iterator[None]:
 
 
 def shorten(text: str, length: int = 24) -> str:
-    """The text cut to `length` characters, with an ellipsis where something is missing."""
+    """The text, printable, cut to `length` characters, with an ellipsis where something is missing."""
+    text = printable(text)
     return text if len(text) <= length else text[: length - 1] + "…"
 
 

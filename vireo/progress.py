@@ -36,6 +36,11 @@ def make_console(*, stderr: bool = False, highlight: bool = True) -> Console:
     return console
 
 
+def printable(text: str) -> str:
+    """Text for a screen or page: without control characters, and with ? where a file name is no UTF-8."""
+    return "".join(c if c.isprintable() else "?" for c in text)
+
+
 class RateColumn(ProgressColumn):
     """Items per second."""
 

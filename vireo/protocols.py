@@ -137,7 +137,8 @@ def find_protocol(name: str) -> Named:
     if name in PROTOCOLS:
         return PROTOCOLS[name]
     found = re.fullmatch(r"(\d{1,4})x(1|3|5|10)(-center|-crop|-full)?(-segment|-dense)?", name)
-    if not found or int(found[1]) == 0:
+    other = {"-center", "-crop"} - ({"-center"} if found and found[2] == "1" else {"-crop"})
+    if not found or int(found[1]) == 0 or found[3] in other:
         known = (*PROTOCOLS, "CLIPSxCROPS[-full][-segment|-dense] with 1, 3, 5 or 10 crops")
         raise UnknownNameError("protocol", name, known)
     change = {"clips": int(found[1]), "views": _CROPS[found[2]]}
@@ -211,7 +212,8 @@ def describe_protocol(protocol: Protocol, frames: str) -> str:
         shown = f"whole frames squeezed to {view.size} × {view.resize_to}"
     else:
         shown = f"short side {view.resize_to}, {_SHOWN[view.views].format(S=view.size)}"
-    kind = view.views if count == 1 else "full" if view.size == view.resize_to else "crop"
+    kinds = {"full": "whole", "squeezed": "squeezed"}  # -full are crops as large as the short side
+    kind = kinds.get(view.views) or ("full" if view.size == view.resize_to else "center" if count == 1 else "crop")
     name = f"{view.clips}x{count}-{kind}"
     mean = ", mean of probabilities" if protocol.average == "probabilities" and view.clips * count > 1 else ""
     return f"{name}: {frames} ({sampling}), {shown}{mean}"

@@ -141,6 +141,18 @@ def check_folder(out: Path, *, resume: bool) -> None:
         raise UsageError(f"{out} is not empty ({min(found)}, ...); choose another --out")
 
 
+def check_results_folder(out: Path) -> None:
+    """Check that results may be written to a folder, which need not be there; to be asked before they are made.
+
+    Raises:
+        UsageError: it is a file, or the folder of a training run, whose own records have the same names.
+    """
+    if out.exists() and not out.is_dir():
+        raise UsageError(f"{out} is a file; results go to a folder")
+    if (out / CONFIG).exists() or (out / METRICS).exists():
+        raise UsageError(f"{out} is the folder of a training run, whose files would be replaced; choose another --out")
+
+
 def leftovers(out: Path) -> list[Path]:
     """Files half written by a run that was killed; they have the names of no others."""
     return [path for name in (*CHECKPOINTS, *WRITTEN) for path in out.glob(f".{name}.*") if path.is_file()]

@@ -72,7 +72,7 @@ def clip_names(table: ClipTable) -> tuple[str, ...]:
 
     A name is the path below the deepest folder that holds all clips, without the ending of a video or .npy, and with
     the cut if there is one: ``wave/anna_3``, ``day1/a [12.5, 17.0) s``. Files that differ in nothing but their ending
-    keep it.
+    keep it, and so does ``a.avi.mp4`` beside ``a.avi``.
     """
     paths = [os.path.abspath(path) for path in table.paths]
     root = os.path.commonpath([os.path.dirname(path) for path in paths]) if paths else ""
@@ -80,7 +80,8 @@ def clip_names(table: ClipTable) -> tuple[str, ...]:
     bare = {name: _without_ending(name) for name in below}
     shared = Counter(bare.values())
     return tuple(
-        (bare[name] if shared[bare[name]] == 1 else name) + _cut(table.record(i)) for i, name in enumerate(below)
+        (name if shared[bare[name]] > 1 or bare[name] in bare else bare[name]) + _cut(table.record(i))
+        for i, name in enumerate(below)
     )
 
 
@@ -110,9 +111,11 @@ def write_scores(path: Path, table: ScoreTable) -> Path:
     return path
 
 
-def can_write_parquet() -> bool:
-    """Whether pyarrow is installed."""
-    return importlib.util.find_spec("pyarrow") is not None
+def can_write_parquet(table: ScoreTable | None = None) -> bool:
+    """Whether pyarrow is installed, and classes are called what columns can be: UTF-8, and neither clip nor label."""
+    names = table.label_names if table is not None else ()
+    fit = all(_is_text(name) and name not in _FIXED for name in names)
+    return fit and importlib.util.find_spec("pyarrow") is not None
 
 
 def write_parquet(path: Path, table: ScoreTable) -> Path:
@@ -211,12 +214,12 @@ def _read_parquet(path: Path) -> ScoreTable:
             if file.metadata.num_rows * len(names) > _MOST_CELLS:
                 raise DataError(f"{path} has {file.metadata.num_rows} rows of {len(names)} columns; that is too large")
             columns = file.read().columns
-    except (arrow.ArrowException, OSError) as error:
+        clips, labels = (column.to_pylist() for column in columns[:2])
+    except (arrow.ArrowException, OSError, UnicodeError) as error:
         raise DataError(f"{path} can't be read as Parquet: {str(error).splitlines()[0]:.200}") from None
     kinds = [column.type for column in columns[2:]]
     if wrong := [kind for kind in kinds if not (arrow.types.is_floating(kind) or arrow.types.is_integer(kind))]:
         raise DataError(f"{path}: a column of scores holds {wrong[0]}, not numbers")
-    clips, labels = (column.to_pylist() for column in columns[:2])
     if not all(isinstance(name, str | bytes) for name in (*clips, *labels)):
         raise DataError(f"{path}: a clip or a label is empty or no text")
     scores = np.stack([column.to_numpy() for column in columns[2:]], axis=1)  # null becomes nan
@@ -328,6 +331,21 @@ def _numbers(where: str, cells: list[str]) -> np.ndarray[Any, np.dtype[np.floati
 # --- clips that several models scored -----------------------------------------------------------------
 
 
+def ranks(scores: Tensor, labels: Tensor) -> Tensor:
+    """How many classes go before the true one: those with a higher score, and of equal ones those first in the list.
+
+    Args:
+        scores: (M, K).
+        labels: (M,) true classes.
+
+    Returns:
+        (M,) int64: 0 where a model is right, below 5 where the true class is one of its five first.
+    """
+    true = scores.gather(1, labels[:, None])
+    earlier = torch.arange(scores.shape[1]) < labels[:, None]
+    return ((scores > true) | ((scores == true) & earlier)).sum(1)
+
+
 class Matched(NamedTuple):
     """What several models said of the M clips that all of them scored, K classes."""
 
@@ -337,6 +355,20 @@ class Matched(NamedTuple):
     """(M,) int64, true classes, in the first table's order."""
     scores: list[Tensor]
     """(M, K) per table, classes in the first one's order."""
+
+
+def differing_lists(facts: Sequence[Mapping[str, Any]]) -> str:
+    """Says that scores are of different lists of clips, which are matched by name; empty where nothing tells so.
+
+    Args:
+        facts: of each table, as `read_facts` gives them.
+    """
+    parts, hashes = (list(dict.fromkeys(of[key] for of in facts if of.get(key))) for key in ("split", "data_hash"))
+    if len(parts) > 1:
+        return f"the parts of the data differ ({' and '.join(parts)}): clips of one name need not be the same"
+    if len(hashes) > 1 and len({of.get("modality") for of in facts}) == 1:  # flow has files of its own
+        return f"the lists of clips differ ({' and '.join(hashes)}); clips were matched by name"
+    return ""
 
 
 def match_tables(tables: Sequence[ScoreTable], names: Sequence[str]) -> Matched:
@@ -359,6 +391,9 @@ def match_tables(tables: Sequence[ScoreTable], names: Sequence[str]) -> Matched:
         if missing or more:
             told = [f"{some(of, 3)} only in {place}" for of, place in ((missing, names[0]), (more, name)) if of]
             raise DataError(f"{names[0]} and {name} have different classes: {'; '.join(told)}")
+    for table, name in zip(tables, names, strict=True):
+        if not bool(table.read.any()):
+            raise DataError(f"{name} has scores of no clip: none could be read")
     rows = match_clips(tables)
     if not len(rows[0]):
         raise DataError(

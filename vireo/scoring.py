@@ -322,6 +322,9 @@ def choose_split(
             return part, split
     if named:
         return table.in_split(split), split
+    if trained_on:
+        there = " and ".join(name for name, part in parts._asdict().items() if part is not None)
+        raise DataError(f"The clips are those of the training, which had no part {split!r}; it had {there}")
     remedy = "use a CSV with a split column, or --split all if the model has seen none of the clips"
     if run is not None and (run / CLIPS).is_file():
         remedy = f"--data {run / CLIPS} has the parts of the training"

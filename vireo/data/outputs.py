@@ -9,6 +9,7 @@ from pathlib import Path
 
 from vireo.errors import StorageError, UsageError, writing
 from vireo.files import replacing
+from vireo.progress import printable as printable
 
 LOCK = ".lock"
 """Name of the file that `locked` leaves in a folder."""
@@ -118,8 +119,3 @@ def write_text(path: Path, text: str) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as file:
         file.write(text)
-
-
-def printable(text: str) -> str:
-    """Text for a screen or page: without control characters, and with ? where a file name is no UTF-8."""
-    return "".join(c if c.isprintable() else "?" for c in text)

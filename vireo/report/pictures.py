@@ -70,7 +70,7 @@ def draw_examples(
         return {}, "No example clips: the scores are of other classes than the evaluation beside them."
     rows = _choose(scores, pairs[:PAIRS])
     wanted = [row for of in rows.values() for row in of]
-    frames, why = _frames(scores, wanted, run, data, workers)
+    frames, why = _frames(scores, wanted, evaluation, run, data, workers)
     probabilities = scores.scores[wanted].double().softmax(1)
     place = {row: i for i, row in enumerate(wanted)}
     return {
@@ -107,12 +107,12 @@ def _choose(scores: ScoreTable, pairs: Sequence[Confused]) -> dict[tuple[int, in
 
 
 def _frames(
-    scores: ScoreTable, rows: Sequence[int], run: RunFolder, data: str, workers: int
+    scores: ScoreTable, rows: Sequence[int], evaluation: EvaluationRecord, run: RunFolder, data: str, workers: int
 ) -> tuple[dict[int, tuple[bytes, ...]], str]:
     """Row → its frames, of those that can be read; and why there are none."""
     modality = "flow" if scores.modality == "flow" else "rgb"
     unread = False
-    for table in _tables(run, data, modality):
+    for table in _tables(evaluation, run, data, modality):
         there, clips = find_clips(scores, rows, table)
         if not there:
             continue
@@ -132,15 +132,15 @@ def _frames(
     return {}, "No pictures: the clips are not where they were; say with --data where they lie."
 
 
-def _tables(run: RunFolder, data: str, modality: str) -> list[ClipTable]:
-    """What clips may be found in: the data asked for, else those that the run names."""
+def _tables(evaluation: EvaluationRecord, run: RunFolder, data: str, modality: str) -> list[ClipTable]:
+    """What clips may be found in: the data asked for, else those that the evaluation or the run names."""
     if data:
         return [read_table(data, modality=modality)]
     stated = run.record.settings.get("data") if run.record else None
     # A folder that holds an evaluation only may lie in a run's folder.
     places = [str(folder / CLIPS) for folder in (run.path, run.path.absolute().parent)]
     found = []
-    for place in [*places, stated]:
+    for place in [evaluation.facts.get("data"), *places, stated]:
         try:
             found += [read_table(place, modality=modality)] if isinstance(place, str) and place else []
         except (UsageError, DataError):

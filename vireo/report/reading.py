@@ -168,6 +168,8 @@ def read_folder(path: Path) -> RunFolder:
     Raises:
         UsageError: it does not exist or holds neither a run nor an evaluation.
     """
+    if path.name in ("", ".."):  # an evaluation is called as its folder
+        path = Path(os.path.abspath(path))
     if not path.is_dir():
         raise UsageError(f"{path} {'is a file' if path.exists() else 'does not exist'}; give the folder of a run")
     is_run = (path / CONFIG).exists() or (path / METRICS).exists()
