@@ -170,6 +170,7 @@ def test_a_clear_difference_and_none() -> None:
     better = compare(a, perfect)
     assert better.verdict().startswith("B is better by ") and "more than chance (McNemar's test" in better.verdict()
     assert compare(perfect, a).verdict().startswith("A is better by ")
+    assert compare(perfect, a).verdict()[1:] == better.verdict()[1:]  # the interval is that of the better one's lead
     assert compare(perfect, a).difference == -better.difference
     assert compare(a, a).verdict() == "Both are right on the same clips: there is no difference."
     assert compare(a, a).interval == (0, 0) and compare(a, a).test.p == 1

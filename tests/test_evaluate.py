@@ -8,6 +8,8 @@ import json
 import math
 import os
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -30,7 +32,7 @@ from vireo.data.table import ClipTable, StringColumn
 from vireo.devices import choose_device
 from vireo.errors import DataError, StorageError, UsageError
 from vireo.evaluate import evaluate
-from vireo.evaluation import Scores, find_slowest, measure, print_header, write_evaluation
+from vireo.evaluation import Scores, find_slowest, measure, print_evaluation, print_header, write_evaluation
 from vireo.files import write_json
 from vireo.model import create_model
 from vireo.report.reading import read_evaluation
@@ -516,3 +518,42 @@ def test_a_part_that_training_had_not_is_said(tmp_path) -> None:
     provenance = {"data_hash": table.digest(), "config": {"val_fraction": 0.5, "seed": 0}}
     with pytest.raises(DataError, match=r"those of the training, which had no part 'test'; it had train and val"):
         choose_split(table, "test", provenance)
+
+
+def test_a_pipe_that_is_closed_early_or_a_full_disk_loses_no_result(tmp_path, capsys, monkeypatch) -> None:
+    data = write_class_folders(tmp_path / "clips", {"a": 3, "b": 3}, frames=4)
+    line = ["eval", str(run_of(tmp_path / "run", data)), "--data", str(data), "--split", "all", "--workers", "0"]
+    head = "from vireo import cli; import sys; sys.exit(cli.main(sys.argv[1:]))"
+    with subprocess.Popen([sys.executable, "-c", head, *line], stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.close()  # as `| head` does when it has seen enough
+    files = {path.name for path in (tmp_path / "run" / "best.eval").iterdir()}
+    assert {"evaluation.json", "scores.csv", "confusion.png"} <= files
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(plots, "confusion_png", full)
+    assert cli.main(line) == 1
+    out, err = capsys.readouterr()
+    assert "top-1" in out and "No space left" in err
+
+
+def test_other_sizes_than_those_of_training_are_told(tmp_path, capsys) -> None:
+    data = write_class_folders(tmp_path / "clips", {"a": 3, "b": 3}, frames=4)
+    file = run_of(tmp_path / "run", data)
+    told = "the network sees 37 × 37 pixels here; it was trained on 32 × 32"
+    assert told in evaluate(file, data, split="all", workers=0, protocol="2x3-full").header["data_notes"]
+    for protocol in ("", "2x3", "1x1-center"):
+        found = evaluate(file, data, split="all", workers=0, protocol=protocol)
+        assert not any("pixels here" in note for note in found.header["data_notes"])
+
+
+def test_an_interval_that_says_nothing_is_not_printed(capsys) -> None:
+    facts = {"checkpoint": "x", "split": "all", "data_notes": [], "protocol": "p", "precision": "32", "decoder": "d"}
+    logits, labels = torch.eye(2).repeat(5, 1), torch.tensor([0, 1] * 5)
+    for right in (10, 9):
+        labels[-1] = right == 10
+        scores = Scores(logits=logits, labels=labels.clone(), indices=torch.arange(10), failures=())
+        print_evaluation(measure(scores, ("a", "b"), {**facts, "seed": 0, "data_hash": "0"}), Console())
+        assert ("(bootstrap)" in capsys.readouterr().out) == (right == 9)

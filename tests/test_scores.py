@@ -149,3 +149,14 @@ def test_lists_that_differ_are_told() -> None:
     assert "parts of the data differ (val and test)" in differing_lists([same, {**same, "split": "test"}])
     assert "lists of clips differ (1 and 2)" in differing_lists([same, {**same, "data_hash": "2"}])
     assert differing_lists([same, {**same, "data_hash": "2", "modality": "flow"}]) == ""  # its files are others
+
+
+def test_what_was_meant_is_suggested(tmp_path: Path) -> None:
+    (tmp_path / "best.safetensors").write_bytes(b"x")
+    with pytest.raises(UsageError, match="is a checkpoint; score it with `vireo eval`"):
+        read_scores(tmp_path / "best.safetensors")
+    (tmp_path / "best.eval").mkdir()
+    write_scores(tmp_path / "best.eval" / "scores.csv", some_table())
+    for path in (tmp_path, tmp_path / "best.safetensors"):
+        with pytest.raises(UsageError, match=r"did you mean .*best\.eval\?"):
+            read_scores(path)

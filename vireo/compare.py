@@ -208,7 +208,8 @@ class Comparison:
         test = self.test
         if test.only_a + test.only_b == 0:
             return "Both are right on the same clips: there is no difference."
-        low, high = (plots.signed(100 * x) for x in self.interval)
+        sign = -1 if test.more_than_chance and self.difference < 0 else 1  # of the better one's lead
+        low, high = (plots.signed(x) for x in sorted(100 * sign * x for x in self.interval))
         kind = "McNemar's exact test" if test.statistic is None else "McNemar's test"
         p = "p < 0.0001" if test.p < 0.0001 else f"p = {test.p:.2g}"
         how = f"{kind} on the {test.only_a + test.only_b} clips where they differ: {p}"
@@ -477,8 +478,10 @@ def compare_command(
     if why:
         found = replace(found, notes=(*found.notes, why))
     whole = {**found.as_dict(), "examples": record}
-    _tell(found, changes, min_points, whole, json=json)
-    _write(out, found, whole, changes, min_points, picture)
+    try:
+        _write(out, found, whole, changes, min_points, picture)
+    finally:  # a full disk does not take the figures along, nor `| head` the files
+        _tell(found, changes, min_points, whole, json=json)
     if not json:
         make_console().print(f"[dim]written to {escape(printable(str(out)))}[/dim]", highlight=False, soft_wrap=True)
     return 0

@@ -157,6 +157,10 @@ def evaluate_part(
             f"{run / CLIPS} --split val takes those that training set aside"
         )
     header |= {"split": part, "data_notes": notes}
+    height, width = header["cost"]["frame_size"] if "cost" in header else (0, 0)
+    if height and {height, width} != {checkpoint.view.size} and (config.protocol or config.views != "auto"):
+        size = checkpoint.view.size
+        notes.insert(0, f"the network sees {height} × {width} pixels here; it was trained on {size} × {size}")
     if not isinstance(data, ClipTable):
         header["data"] = str(data)
     with all_alike(team):
@@ -323,13 +327,14 @@ def _command_of_one(
         evaluation = evaluate_part(checkpoint, data, split, config, team, run=path.parent)
     if not first:
         return 0
-    # First the result, then the files: a full disk must not take the figures along.
     console = make_console()
-    if json:
-        print(jsonlib.dumps(evaluation.as_dict(), ensure_ascii=False), flush=True)
-    else:
-        print_evaluation(evaluation, console)
-    files = write_evaluation(evaluation, out)
+    try:
+        files = write_evaluation(evaluation, out)
+    finally:  # a full disk does not take the figures along, nor `| head` the files
+        if json:
+            print(jsonlib.dumps(evaluation.as_dict(), ensure_ascii=False), flush=True)
+        else:
+            print_evaluation(evaluation, console)
     if not json:
         console.print(
             f"confusion matrix: {escape(printable(str(files['confusion'])))}", highlight=False, soft_wrap=True
@@ -382,11 +387,13 @@ def _command_of_splits(
     if not first:
         return 0
     result = SplitsResult(data=names, checkpoints=tuple(map(str, paths)), evaluations=tuple(evaluations))
-    if json:
-        print(jsonlib.dumps(result.as_dict(), ensure_ascii=False), flush=True)
-    else:
-        print_splits(result, make_console())
-    write_splits(result, out / SPLITS)
+    try:
+        write_splits(result, out / SPLITS)
+    finally:
+        if json:
+            print(jsonlib.dumps(result.as_dict(), ensure_ascii=False), flush=True)
+        else:
+            print_splits(result, make_console())
     if not json:
         make_console().print(f"all results: {escape(printable(str(out)))}", highlight=False, soft_wrap=True)
     return 0

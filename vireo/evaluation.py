@@ -354,9 +354,10 @@ def print_evaluation(evaluation: Evaluation, console: Console) -> None:
         f"mean-class {100 * evaluation.mean_class:.1f} %"
     )
     found, (low, high) = evaluation.calibration, evaluation.bootstrap.mean_class
+    # Where every class is all right or all wrong, drawing the clips again changes nothing, and says nothing.
+    drawn = f"mean-class 95 % interval {100 * low:.1f}–{100 * high:.1f} (bootstrap) · " if low < high else ""
     console.print(
-        f"[dim]mean-class 95 % interval {100 * low:.1f}–{100 * high:.1f} (bootstrap) · "
-        f"on average {100 * found.confidence:.1f} % sure; calibration error {100 * found.error:.1f} % "
+        f"[dim]{drawn}on average {100 * found.confidence:.1f} % sure; calibration error {100 * found.error:.1f} % "
         f"({CALIBRATION_BINS} bins)[/dim]",
         highlight=False,
     )

@@ -280,23 +280,29 @@ def fuse_command(
     if lists := differing_lists(facts):
         notes.append(lists)
     fusion = fuse_tables(tables, weights, [str(path) for path in scores], average=average)
+    try:
+        if out is not None:
+            write_evaluation(fusion.evaluation, out)
+    finally:  # a full disk does not take the figures along, nor `| head` the files
+        _tell(fusion, notes, json=json)
+    return 0
+
+
+def _tell(fusion: Fusion, notes: Sequence[str], *, json: bool) -> None:
     if json:
         streams = [stream.as_dict() for stream in fusion.streams]
         whole = {
             "streams": streams,
             "weighting": fusion.weighting,
             "fusion": fusion.evaluation.as_dict(),
-            "notes": notes,
+            "notes": list(notes),
         }
         print(jsonlib.dumps(whole, ensure_ascii=False), flush=True)
-    else:
-        console = make_console()
-        print_fusion(fusion, console)
-        for note in notes:
-            console.print(Text(printable(note), "yellow"), soft_wrap=True)
-    if out is not None:
-        write_evaluation(fusion.evaluation, out)
-    return 0
+        return
+    console = make_console()
+    print_fusion(fusion, console)
+    for note in notes:
+        console.print(Text(printable(note), "yellow"), soft_wrap=True)
 
 
 def _fuse_answers(

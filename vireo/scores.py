@@ -182,7 +182,9 @@ def read_scores(path: str | Path) -> ScoreTable:
     if path.is_dir():
         found = [path / name for name in (SCORES, PARQUET, SUBMISSION) if (path / name).exists()]
         if not found:
-            raise UsageError(f"{path} holds no {SCORES}; give a folder that `vireo eval` wrote, or a CSV")
+            below = sorted(folder for folder in path.glob("*.eval") if (folder / SCORES).exists())
+            hint = f"did you mean {below[0]}?" if below else "give a folder that `vireo eval` wrote, or a CSV"
+            raise UsageError(f"{path} holds no {SCORES}; {hint}")
         path = found[0]
     if not path.is_file():
         raise UsageError(f"{path} " + ("is not a file" if path.exists() else "does not exist"))
@@ -191,6 +193,14 @@ def read_scores(path: str | Path) -> ScoreTable:
             f"{path} holds answers for a server, not scores; `vireo fuse` adds up models on such a test set if all are "
             "given as checkpoints, with --data, --split test and --out"
         )
+    if path.suffix == ".safetensors":
+        own = path.with_suffix(".eval")
+        hint = (
+            f"did you mean {own}?"
+            if own.is_dir()
+            else "score it with `vireo eval`, and give the folder that this writes"
+        )
+        raise UsageError(f"{path} is a checkpoint; {hint}")
     if path.suffix == ".parquet":
         return _read_parquet(path)
     try:

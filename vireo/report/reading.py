@@ -107,7 +107,6 @@ class EvaluationRecord:
     mean_class: float
     interval: Interval
     """95 %, of top1."""
-    top5_interval: Interval | None = None
     mean_interval: Interval | None = None
     trust: Trust | None = None
     labels: tuple[str, ...]
@@ -319,7 +318,6 @@ def _parse(folder: Path, stated: dict[str, Any]) -> EvaluationRecord:
         top5=_share(stated["top5"], "top5"),
         mean_class=_share(stated["mean_class"], "mean_class"),
         interval=_interval(stated["interval95"]),
-        top5_interval=_interval(drawn["top5"]) if "top5" in drawn else None,
         mean_interval=_interval(drawn["mean_class"]) if "mean_class" in drawn else None,
         trust=_trust(stated.get("calibration")),
         labels=labels,

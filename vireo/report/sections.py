@@ -17,7 +17,7 @@ from vireo.report.pictures import Example, Examples
 from vireo.report.reading import ORDERS, EvaluationRecord, Failed, RunFolder
 from vireo.run_page import source_in_words
 from vireo.scores import EVALUATION
-from vireo.statistics import Confused, Interval
+from vireo.statistics import Confused, Interval, wilson_interval
 
 MOST_ROWS = 5000
 """Classes in the table; of more, those with the lowest accuracy."""
@@ -106,8 +106,11 @@ def figures(one: EvaluationRecord) -> str:
     chance = 1 / count
     cards = [_figure("Top-1 accuracy", one.top1, one.interval, "Wilson", chance, first=True)]
     if count > 5:  # of five classes every clip's is among the first five
-        cards.append(_figure("Top-5 accuracy", one.top5, one.top5_interval, "bootstrap", 5 * chance))
-    cards.append(_figure("Mean-class accuracy", one.mean_class, one.mean_interval, "bootstrap", chance))
+        among5 = wilson_interval(round(one.top5 * one.scored), one.scored)
+        cards.append(_figure("Top-5 accuracy", one.top5, among5, "Wilson", 5 * chance))
+    # Where every class is all right or all wrong, drawing the clips again changes nothing, and says nothing.
+    drawn = one.mean_interval if one.mean_interval and one.mean_interval[0] < one.mean_interval[1] else None
+    cards.append(_figure("Mean-class accuracy", one.mean_class, drawn, "bootstrap", chance))
     lost = f'<span class="tag bad">{one.failed:,} could not be read</span>' if one.failed else "none failed"
     split = one.facts.get("split")
     classes = f"{count:,} class{'' if count == 1 else 'es'}"
@@ -286,7 +289,7 @@ def _bar(share: float) -> str:
 def failed(rows: Sequence[Failed], where: str) -> str:
     """Clips that could not be read, with the reasons."""
     cells = "".join(
-        f"<tr><td>{text(row.path, 300)}</td><td>{text(row.reason, 300)}</td></tr>" for row in rows[:MOST_FAILED]
+        f"<tr><td>{_place(row.path)}</td><td>{text(row.reason, 300)}</td></tr>" for row in rows[:MOST_FAILED]
     )
     more = len(rows) - MOST_FAILED
     left = f'<p class="muted">and {more:,} more: {text(where)} names them all.</p>' if more > 0 else ""
@@ -303,7 +306,7 @@ def slowest(rows: Sequence[Slow]) -> str:
         return ""
     most = rows[0].seconds or 1.0
     cells = "".join(
-        f'<tr><td>{text(row.path, 300)}</td><td>{name(row.label)}</td><td><span class="meter"><i style="width:'
+        f'<tr><td>{_place(row.path)}</td><td>{name(row.label)}</td><td><span class="meter"><i style="width:'
         f'{100 * min(1.0, row.seconds / most):.1f}%"></i></span><span>{seconds(row.seconds)}</span></td>'
         f"<td>{'–' if math.isnan(row.times_median) else f'{row.times_median:,.1f} ×'}</td></tr>"
         for row in rows[:MOST_SLOW]
@@ -317,6 +320,11 @@ def slowest(rows: Sequence[Slow]) -> str:
         f'<tbody>{cells}</tbody></table></div><p class="muted">Decoding and cropping, on the clock of the process '
         f"that did it.{usual} <code>vireo data optimize</code> writes videos so that they are read quickly.</p>"
     )
+
+
+def _place(path: str) -> str:
+    """The end of a path, which tells the clip: the page is passed on, and where the data lay is nobody's business."""
+    return text("/".join(path.rsplit("/", 3)[-3:]), 300)
 
 
 def seconds(number: float) -> str:
@@ -362,7 +370,7 @@ def run_facts(run: RunFolder) -> list[tuple[str, str]]:
         ("model", network(run)),
         ("data", str(settings.get("data") or "")),
         ("clips", ", ".join(f"{number:,} {part}" for part, number in clips.items())),
-        ("list of clips", record.data_hash if record else ""),
+        ("list of all clips", record.data_hash if record else ""),
         ("decoder", str(origin.get("decoder") or "")),
         ("precision", str(origin.get("precision") or "")),
         ("device", str(origin.get("device") or "")),
