@@ -175,6 +175,45 @@ def test_passwords_are_not_shown() -> None:
     assert "s3cret" not in str(refused.value)
 
 
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("rtsp://user:p@ssw0rd@cam", "rtsp://user:***@cam"),
+        ("rtsp://us@er:p:ss@w0rd@[::1]:8554/1@2", "rtsp://us@er:***@[::1]:8554/1@2"),
+        ("HTTP://:ssw0rd@cam/1", "HTTP://:***@cam/1"),
+        ("rtsp://user@cam:554/a:b@c", "rtsp://user@cam:554/a:b@c"),
+        ("http://cam:80/a:b@c?d=e@f", "http://cam:80/a:b@c?d=e@f"),
+        ("rtsp://[::1]:554/1", "rtsp://[::1]:554/1"),
+    ],
+)
+def test_the_whole_password_is_masked_and_nothing_else(text: str, shown: str) -> None:
+    source = parse_source(text)
+    assert source is not None and (source.address, source.shown) == (text, shown)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["rtsp://u:p/ssw0rd@cam/1", "http://u:p]ssw0rd@cam/", "rtsp://u:p@x:y/ssw0rd@cam/1", "ftp://u:1/ss@w0rd@cam/1"],
+)
+def test_a_refused_url_shows_no_part_of_its_password(text: str) -> None:
+    with pytest.raises(UsageError) as refused:
+        parse_source(text)
+    assert "://u:***@cam" in str(refused.value)
+    assert "ss" not in str(refused.value).replace("https", "") and "w0rd" not in str(refused.value)
+
+
+def test_errors_do_not_repeat_the_password(monkeypatch: pytest.MonkeyPatch) -> None:
+    url = "http://user:p@ssw0rd@127.0.0.1:9/x"
+
+    def refuse(*args: Any, **options: Any) -> Any:
+        raise ValueError(f"can't open {url}")
+
+    monkeypatch.setattr("vireo.stream.live.av.open", refuse)
+    with pytest.raises(DecodeError) as told:
+        predict_windows(checkpoint_of(Brightness()), url)
+    assert told.value.reason == "can't open http://user:***@127.0.0.1:9/x"
+
+
 def test_what_does_not_answer_says_so(tmp_path: Path, serve: Any) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -226,6 +265,23 @@ def test_a_url_that_says_its_length_is_a_recording(tmp_path: Path, serve: Any) -
     ]
 
 
+def test_a_recording_that_stalls_says_so(tmp_path: Path, serve: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vireo.stream.live.SILENCE", 1.0)
+    monkeypatch.setattr("vireo.stream.reading.SILENCE", 1.0)
+    noise = np.random.default_rng(0).integers(0, 255, (100, 240, 320, 3), dtype=np.uint8)
+    options = {"g": "10", "preset": "ultrafast"}
+    file = write_video(
+        tmp_path / "a.mp4", noise, size=(320, 240), options=options, container_options={"movflags": "faststart"}
+    )
+    server = serve(file.read_bytes(), seconds=0, length=True)
+    server.stall_after = 0.5
+    scores = []
+    with pytest.raises(DecodeError) as told:
+        for score in predict_windows(checkpoint_of(Brightness()), server.url.replace(".ts", ".mp4"), window=0.4):
+            scores.append(score)
+    assert told.value.reason == "no data for 1 s" and len(scores) > 5
+
+
 def test_a_source_that_dies_comes_back(stream: bytes, serve: Any) -> None:
     server = serve(stream, seconds=4)
     server.stop_after = 0.4
@@ -248,6 +304,23 @@ def test_a_source_that_dies_comes_back(stream: bytes, serve: Any) -> None:
     assert max(gaps) > 0.9  # nothing is said of the time without a source
     assert sum(gap > 0.05 for gap in gaps) == windows.report.returned
     assert scores[-1].end == pytest.approx(time.monotonic() - began, abs=2)  # times go on with the clock
+
+
+def test_time_does_not_run_back_when_a_source_comes_back(stream: bytes, serve: Any) -> None:
+    server = serve(stream, seconds=0.2)  # its four seconds in a fifth of one
+    with predict_windows(checkpoint_of(Brightness()), server.url, window=1.0, latency=30, limit=6) as windows:
+        scores = list(windows)
+    assert windows.report.returned == 1
+    assert all(b.start > a.start for a, b in itertools.pairwise(scores))
+    (gap,) = [i for i, (a, b) in enumerate(itertools.pairwise(scores)) if b.start - a.start > 0.3]
+    assert scores[gap + 1].start >= scores[gap].end  # none spans the two
+    assert scores[-1].end == pytest.approx(6, abs=1e-6)
+
+
+def test_standard_input_that_is_closed_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stdin", None)
+    with pytest.raises(DecodeError, match="standard input is closed"):
+        predict_windows(checkpoint_of(Brightness()), "pipe:-")
 
 
 def test_a_source_that_stays_away_is_given_up(stream: bytes, serve: Any) -> None:

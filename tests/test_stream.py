@@ -15,6 +15,7 @@ import av
 import numpy as np
 import pytest
 import torch
+from av.video.frame import VideoFrame
 from torch import Tensor, nn
 
 from tests.video_tools import FPS, number_of, numbers_of, picture, write_sound, write_video
@@ -26,6 +27,7 @@ from vireo.model import create_model
 from vireo.predict import predict, predict_command
 from vireo.stream.overlay import caption, draw_labels
 from vireo.stream.plan import SECOND, Window, WindowPlan, Windows
+from vireo.stream.reading import with_times
 from vireo.stream.scoring import SEGMENT_WINDOW, _Feed, _Inline, predict_windows
 from vireo.stream.timeline import Moment, Segment, Segmenter, Smoother, WindowScore
 from vireo.stream.writers import CsvWriter, SrtWriter, output_paths, srt_text, srt_time
@@ -137,8 +139,40 @@ def test_variable_rates_go_by_time_stamps(tmp_path: Path) -> None:
     scores = list(predict_windows(checkpoint_of(model), path, window=1.5, every=0.4))
     assert len(scores) > 15
     for score, seen in zip(scores[:-1], model.seen[:-1], strict=True):
-        moments = [Fraction(round(score.start * SECOND) + (2 * i + 1) * 150_000, SECOND) for i in range(5)]
+        moments = [Fraction(round(score.start * SECOND) + (2 * i + 1) * 3 * SECOND // 20, SECOND) for i in range(5)]
         assert seen == [[n for t, n in shown if t - first <= moment][-1] for moment in moments]
+
+
+@pytest.mark.parametrize("rate", ["24000/1001", "24", "25", "2997/100", "30000/1001", "30", "50", "60000/1001", "60"])
+@pytest.mark.parametrize("unit", ["rate", "1/90000", "1/1000"])
+def test_constant_rates_are_sampled_by_number_whatever_their_time_stamps(rate: str, unit: str) -> None:
+    fps = Fraction(rate)
+    base = 1 / fps if unit == "rate" else Fraction(unit)
+    for frames, count in itertools.product((4, 8, 16), (*range(1, 100), 250)):
+        model = Windows(WindowPlan.of(60.0, None, frames))
+        shown = []
+        for i in range(count):
+            frame = VideoFrame(16, 16, "gray")
+            frame.pts, frame.time_base = round(i / fps / base) + 5, base
+            frame.duration = round(1 / fps / base)
+            shown.append(frame)
+        timed = list(with_times(iter(shown), fps, "x"))
+        assert timed[-1].end == pytest.approx(count / fps * SECOND, abs=1)
+        for i, (begin, end, _) in enumerate(timed):
+            list(model.push(begin, end, lambda i=i: torch.tensor(i)))  # type: ignore[misc]
+        (window,) = model.finish()
+        assert [int(p) for p in window.pictures] == segment_indices(count, frames).tolist(), count
+
+
+def test_time_stamps_that_leave_the_rate_count_from_there_on() -> None:
+    stamps = [0, 33, 67, 100, 133, 160, 200, 233]  # ms; 30 frames a second but for one
+    shown = []
+    for stamp in stamps:
+        frame = VideoFrame(16, 16, "gray")
+        frame.pts, frame.time_base = stamp, Fraction(1, 1000)
+        shown.append(frame)
+    begins = [timed.begin for timed in with_times(iter(shown), Fraction(30), "x")]
+    assert begins == [i * SECOND // 30 for i in range(5)] + [stamp * SECOND // 1000 for stamp in stamps[5:]]
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 7, 24, 60])
@@ -168,6 +202,12 @@ def test_batches_and_limits(clip: Path) -> None:
     assert [s.as_dict() for s in single] == [s.as_dict() for s in batched]
     scores = list(predict_windows(checkpoint_of(Watcher()), clip, window=1.0, limit=2.0))
     assert scores[-1].end == pytest.approx(2.0)
+
+
+def test_a_limit_is_kept_to_while_a_frame_is_on_show(tmp_path: Path) -> None:
+    path = write_video(tmp_path / "slow.mp4", **square(4, times=[i * 2500 for i in range(4)]))  # 10 s each
+    scores = list(predict_windows(checkpoint_of(Watcher()), path, window=2.0, every=1.0, limit=15.0))
+    assert scores[-1].end == 15 and len(scores) == 14
 
 
 def test_rotated_video_is_upright(tmp_path: Path) -> None:
@@ -276,6 +316,52 @@ def test_a_file_that_breaks_off_gives_what_was_read(tmp_path: Path, ending: str)
     assert 1.0 < scores[-1].end < 3.6
 
 
+def test_a_trimmed_file_is_whole(tmp_path: Path) -> None:
+    long = write_video(tmp_path / "long.mp4", **square(150, options={"g": "250", "bf": "0"}))
+    path = tmp_path / "trimmed.mp4"
+    with av.open(str(long)) as source, av.open(str(path), "w") as target:
+        stream = source.streams.video[0]
+        copy = target.add_stream_from_template(stream)
+        assert stream.time_base is not None
+        for packet in source.demux(stream):
+            if packet.dts is not None and packet.pts is not None:
+                # Everything behind the only keyframe stays; an edit list hides what lies before the cut.
+                packet.pts, packet.dts = packet.pts - int(4 / stream.time_base), packet.dts - int(4 / stream.time_base)
+                packet.stream = copy
+                target.mux(packet)
+    with av.open(str(path)) as container:
+        assert len(container.streams.video[0].index_entries) == 150
+        assert sum(1 for _ in container.decode(video=0)) == 50
+    model = Watcher(2)
+    scores = list(predict_windows(checkpoint_of(model), path, window=1.0, every=1.0))
+    assert [score.end for score in scores] == pytest.approx([1, 2])
+    assert model.seen == [[106, 118], [131, 143]]
+
+
+@pytest.mark.parametrize("ending", ["mkv", "webm"])
+def test_sound_that_is_longer_than_the_picture_is_no_damage(tmp_path: Path, ending: str) -> None:
+    path = tmp_path / f"sound.{ending}"
+    codec, sound = ("libx264", "aac") if ending == "mkv" else ("libvpx", "libopus")
+    with av.open(str(path), "w") as container:
+        video, audio = container.add_stream(codec, rate=FPS), container.add_stream(sound, rate=48000)
+        video.width, video.height, video.pix_fmt = 48, 48, "yuv420p"
+        for i in range(50):
+            image = av.VideoFrame.from_ndarray(picture(i, 48, 48), format="rgb24").reformat(format="yuv420p")
+            image.pts, image.time_base = i, Fraction(1, FPS)
+            container.mux(video.encode(image))
+        container.mux(video.encode(None))
+        for i in range(500):
+            silence = av.AudioFrame.from_ndarray(np.zeros((1, 960), np.float32), format="fltp", layout="mono")
+            silence.sample_rate, silence.pts, silence.time_base = 48000, i * 960, Fraction(1, 48000)
+            container.mux(audio.encode(silence))
+        container.mux(audio.encode(None))
+    with av.open(str(path)) as container:
+        assert container.duration is not None and container.duration > 9e6
+    windows = predict_windows(checkpoint_of(Watcher()), path, window=1.0)
+    assert windows.seconds == pytest.approx(2, abs=0.1)
+    assert list(windows)[-1].end == pytest.approx(2, abs=0.05)
+
+
 def test_time_stamps_that_jump_are_not_believed(tmp_path: Path) -> None:
     path = write_video(tmp_path / "jump.mp4", **square(4, times=[0, 10, 250 * 3700, 250 * 3700 + 10]))
     scores = []
@@ -338,6 +424,24 @@ def test_a_live_timeline_waits_for_nothing() -> None:
     assert [m.start for m in moments[:4]] == [0, 1.0, 1.5, 4.0]  # nothing is said of the gap
     assert moments[1].probabilities == pytest.approx((rows[1] + 0.5 * rows[0]) / 1.5, abs=1e-6)
     assert moments[3].probabilities == pytest.approx(gone[3].probabilities)  # what was before the gap doesn't count
+
+
+@pytest.mark.parametrize("smooth", [0.0, 0.5])
+@pytest.mark.parametrize("window", [1.0, 0.25])
+@pytest.mark.parametrize("more", [0.0, 1e-7, 2e-6, 1e-4, 2.4e-4, 2.6e-4, 0.1, 0.2499, 0.249999])
+def test_moments_follow_each_other_wherever_the_video_ends(more: float, window: float, smooth: float) -> None:
+    rows = np.random.default_rng(0).dirichlet(np.ones(3), 9)
+    windows = scores_of(rows[:8], window, 0.25)
+    end = windows[-1].end + more
+    if more:
+        windows.append(WindowScore(start=end - window, end=end, labels=tuple("abc"), probabilities=rows[8]))
+    smoother, segmenter = Smoother(0.25, smooth), Segmenter(tuple("abc"))
+    moments = [m for w in windows for m in smoother.add(w)]
+    moments += smoother.finish()
+    segments = [s for m in moments for s in segmenter.add(m)] + list(segmenter.finish())
+    assert (segments[0].start, segments[-1].end) == (0, pytest.approx(end, abs=1e-9))
+    assert all(a.end == pytest.approx(b.start, abs=1e-9) for a, b in itertools.pairwise(segments))
+    assert min(s.end - s.start for s in segments) >= 0.25e-3
 
 
 def test_segments_merge_moments_of_one_label() -> None:

@@ -111,7 +111,7 @@ class Video:
                     if size > _HELD_PACKETS:
                         held = None
         scan.has_empty = repeated > 0
-        self._check_complete(scan.count + repeated, scan.last_pts)
+        check_complete(self.path, self._container, self._stream, scan.count + repeated, scan.last_pts)
         self.held = held
         return scan
 
@@ -123,28 +123,6 @@ class Video:
             DecodeError: the file is damaged or cut short.
         """
         return self.scan.index(self.context, self.time_base, self.fps)
-
-    def _check_complete(self, count: int, last_pts: int) -> None:
-        """Compare with what the header announces, where it does: many formats just end when they are cut."""
-        if count == 0:
-            raise DecodeError(self.path, "holds no frames")
-        container, stream = self._container, self._stream
-        announced = len(stream.index_entries) if "mov" in container.format.name else stream.frames
-        if count < announced * 0.95 - 1 and (container.format.name != "avi" or _riff_is_cut(self.path)):
-            raise DecodeError(self.path, f"cut short: {count} of {announced} frames are there")
-        if "matroska" in container.format.name and self.time_base:
-            seconds, there = self._matroska_seconds(), float(last_pts * self.time_base)
-            if there < seconds - max(0.5, 0.1 * seconds):
-                raise DecodeError(self.path, f"cut short: {there:.1f} of {seconds:.1f} s are there")
-
-    def _matroska_seconds(self) -> float:
-        """The video's length by the header; 0 = not said."""
-        tag = re.fullmatch(r"(\d+):(\d+):(\d+(?:\.\d+)?)", self._stream.metadata.get("DURATION", ""))
-        if tag:
-            hours, minutes, seconds = map(float, tag.groups())
-            return hours * 3600 + minutes * 60 + seconds
-        whole = self._container.duration  # of the longest stream
-        return whole / 1e6 if whole and len(self._container.streams) == 1 else 0.0
 
     def _demux(self) -> Iterator[Packet[VideoStream]]:
         self._used = True
@@ -195,6 +173,43 @@ class Video:
                         raise DecodeError(self.path, "damaged frames")
                     check_size(self.path, frame.width, frame.height)
                     yield frame
+
+
+def check_complete(
+    path: str, container: InputContainer, stream: VideoStream, count: int, last_pts: int, *, is_file: bool = True
+) -> None:
+    """Compare what was read with what the header announces, where it does: many formats just end when they are cut.
+
+    Args:
+        path: for errors.
+        container: read to its end.
+        stream: its video.
+        count: packets of it that hold a frame, or repeat one. Not frames: those before an edit list's cut aren't shown.
+        last_pts: the highest time stamp.
+        is_file: whether ``path`` can be opened.
+
+    Raises:
+        DecodeError: something is missing.
+    """
+    if count == 0:
+        raise DecodeError(path, "holds no frames")
+    kind = container.format.name
+    announced = len(stream.index_entries) if "mov" in kind else stream.frames
+    if count < announced * 0.95 - 1 and (kind != "avi" or (is_file and _riff_is_cut(path))):
+        raise DecodeError(path, f"cut short: {count} of {announced} frames are there")
+    if "matroska" in kind and stream.time_base:
+        seconds, there = float(matroska_seconds(container, stream)), float(last_pts * stream.time_base)
+        if there < seconds - max(0.5, 0.1 * seconds):
+            raise DecodeError(path, f"cut short: {there:.1f} of {seconds:.1f} s are there")
+
+
+def matroska_seconds(container: InputContainer, stream: VideoStream) -> Fraction:
+    """The length of a Matroska's video by its header, s; 0 = not said."""
+    tag = re.fullmatch(r"(\d{1,9}):(\d{1,9}):(\d{1,9}(?:\.\d{1,9})?)", stream.metadata.get("DURATION", ""))
+    if tag:
+        return int(tag[1]) * 3600 + int(tag[2]) * 60 + Fraction(tag[3])
+    whole = container.duration  # of the longest stream
+    return Fraction(whole, av.time_base) if whole and len(container.streams) == 1 else Fraction(0)
 
 
 def regular_file(path: str) -> os.stat_result:

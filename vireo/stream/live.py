@@ -42,10 +42,8 @@ from vireo.data.images import MAX_PIXELS
 from vireo.data.pictures import check_size
 from vireo.errors import DecodeError, UsageError
 from vireo.stream.plan import SECOND, Window, WindowPlan, Windows
-from vireo.stream.reading import Preparer, TimedFrame, rate_of
+from vireo.stream.reading import SILENCE, Preparer, TimedFrame, rate_of
 
-SILENCE = 10.0
-"""Seconds without an answer, or without data, after which a source is taken for gone."""
 _NETWORK = {
     "rtsp": "rtsp,rtp,rtcp,srtp,tcp,udp,tls",
     "rtsps": "rtsp,rtsps,rtp,rtcp,srtp,tcp,udp,tls",
@@ -103,10 +101,10 @@ def parse_source(text: str) -> Source | None:
     if not (found := re.match(r"([A-Za-z][A-Za-z0-9+.-]*)://", text)):
         return None
     scheme = found[1].lower()
-    shown = re.sub(r"^([^/]*//[^/@:]*):[^/@]*@", r"\1:***@", text)
+    refused = _masked(text, len(text))  # where it ends in one that is no URL, nobody knows
     if scheme not in _NETWORK:
         raise UsageError(
-            f"{shown!r}: URLs begin with {', '.join(f'{name}://' for name in _NETWORK)}; files have a path"
+            f"{refused[:200]!r}: URLs begin with {', '.join(f'{name}://' for name in _NETWORK)}; files have a path"
         )
     try:
         parts = urlsplit(text)
@@ -114,8 +112,15 @@ def parse_source(text: str) -> Source | None:
     except ValueError:
         good = False
     if not good or len(text) > _LONGEST_URL or not text.isprintable() or " " in text:
-        raise UsageError(f"{shown[:200]!r} is not a valid URL")
-    return Source(kind="url", address=text, shown=shown)
+        raise UsageError(f"{refused[:200]!r} is not a valid URL")
+    begin = text.index("//") + 2
+    return Source(kind="url", address=text, shown=_masked(text, begin + len(parts.netloc)))
+
+
+def _masked(url: str, end: int) -> str:
+    """A URL without its password: from the first colon behind // to the last @ before a place."""
+    begin, at = url.find(":", url.index("//")), url.rfind("@", 0, end)
+    return f"{url[:begin]}:***{url[at:]}" if 0 <= begin < at else url
 
 
 def connect(source: Source) -> tuple[InputContainer, VideoStream]:
@@ -133,7 +138,7 @@ def connect(source: Source) -> tuple[InputContainer, VideoStream]:
     except av.error.ArgumentError:  # a format or protocol that is not allowed
         raise DecodeError(source.shown, "gives no video that is allowed here") from None
     except (av.error.FFmpegError, OSError, ValueError) as error:
-        raise DecodeError(source.shown, _plain(error)) from None
+        raise DecodeError(source.shown, _plain(error, source)) from None
     try:
         streams = list(container.streams.video)
         if not streams or streams[0].codec_context is None:
@@ -149,7 +154,7 @@ def connect(source: Source) -> tuple[InputContainer, VideoStream]:
 
 def _open(source: Source) -> InputContainer:
     formats = ",".join(sorted(av.formats_available.difference(_REFUSED)))
-    options = {"max_pixels": str(2 * MAX_PIXELS), "format_whitelist": formats, "analyzeduration": str(2 * SECOND)}
+    options = {"max_pixels": str(2 * MAX_PIXELS), "format_whitelist": formats, "analyzeduration": str(2 * av.time_base)}
     open_it = partial(av.open, mode="r", timeout=(SILENCE, SILENCE), metadata_errors="replace")
     if source.kind == "camera":
         with suppress(FileNotFoundError):
@@ -175,6 +180,8 @@ class _Pipe:
     def __init__(self, path: str) -> None:
         self.name = path
         if path == "-":
+            if sys.stdin is None:
+                raise OSError("standard input is closed")
             self._file = os.dup(sys.stdin.fileno())
             return
         self._file = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -197,12 +204,13 @@ class _Pipe:
         os.close(self._file)
 
 
-def _plain(error: Exception) -> str:
+def _plain(error: Exception, source: Source) -> str:
     if isinstance(error, PermissionError):
         return "no permission to read it"
     if getattr(error, "errno", None) == errno.EIO:
         return "broken off, or no video"
-    return str(getattr(error, "strerror", None) or error)
+    reason = str(getattr(error, "strerror", None) or error)
+    return reason.replace(source.address, source.shown) if source.kind == "url" else reason
 
 
 class LiveReader:
@@ -227,7 +235,7 @@ class LiveReader:
     ) -> None:
         self._source, self._latency, self._retry, self._tell = source, latency, retry, tell
         self._container, self._stream = opened
-        self.fps = rate_of(self._stream)
+        self.fps = float(rate_of(self._stream))
         """Frame rate, 1/s; 0 = unknown."""
         self.stop = threading.Event()
         """Set it to end `windows`."""
@@ -243,11 +251,15 @@ class LiveReader:
     def windows(self, plan: WindowPlan, view: ViewConfig, limit: float = math.inf) -> Iterator[Window]:
         """Windows as they come; times are those since the first frame. None spans a time without the source.
 
+        Behind such a time they go on with the clock, or, where the source had given more than time had passed, with
+        the end of that.
+
         Raises:
             DecodeError: the source has been gone for longer than it may.
         """
         prepare_picture = Preparer(view)
         began = last = math.nan  # set by the first frame
+        given, most = 0, round(limit * SECOND) if limit < math.inf else math.inf
         gone = ""
         while True:
             windows = Windows(plan, eager=True)
@@ -258,14 +270,19 @@ class LiveReader:
                     last = time.monotonic()
                     began = last if math.isnan(began) else began
                     if windows.end == 0:
-                        origin = int((last - began) * SECOND)
+                        origin = max(given, int((last - began) * SECOND))
+                        if origin >= most:
+                            self.stop.set()
+                            break
                         if gone:
                             self.returned += 1
                             self._tell("back")
                             gone = ""
+                    end = int(min(end, most - origin))
                     for window in windows.push(begin, end, lambda frame=frame: prepare_picture(frame)):  # type: ignore[misc]
+                        given = origin + window.end
                         yield _moved(window, origin)
-                    if origin + end >= limit * SECOND:
+                    if origin + end >= most:
                         self.stop.set()
                     if self.stop.is_set():
                         break
@@ -276,6 +293,7 @@ class LiveReader:
                     raise
             for window in windows.finish():
                 yield _moved(window, origin)
+            given = max(given, origin + windows.end)
             if self.stop.is_set() or self._source.kind == "pipe":
                 return
             if not gone:
@@ -304,7 +322,7 @@ class LiveReader:
                 wait = min(2 * wait, _LONGEST_WAIT)
 
     def _frames(self) -> Iterator[TimedFrame]:
-        """Frames with their times since the first one, µs: by their time stamps while those can be believed."""
+        """Frames with their times since the first one, ticks: by their time stamps while those can be believed."""
         held: VideoFrame | None = None
         begin = first = step = 0
         opened = 0.0
@@ -360,7 +378,7 @@ class LiveReader:
         except av.error.ExitError:
             raise DecodeError(self._source.shown, f"no data for {SILENCE:g} s") from None
         except (av.error.FFmpegError, OSError, ValueError) as error:
-            raise DecodeError(self._source.shown, _plain(error)) from None
+            raise DecodeError(self._source.shown, _plain(error, self._source)) from None
 
 
 def _moved(window: Window, origin: int) -> Window:

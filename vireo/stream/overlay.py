@@ -89,7 +89,7 @@ def _encode(reader: Recording, part: Path, segments: Sequence[Segment], advance:
                 timed = next(frames)
             except (StopIteration, DecodeError):  # the damage has been reported when the windows were scored
                 break
-            if segments and timed.begin >= segments[-1].end * SECOND:
+            if segments and timed.begin / SECOND >= segments[-1].end - 5e-7:
                 break
             image = drawer.draw(timed.frame, timed.begin / SECOND)
             try:

@@ -10,7 +10,8 @@ time stamps. A window begins every E seconds:
     last window                [ ×   ×   ×   × ]           ends with the video
 
 So it is known of each frame, as it comes, whether any window looks at it; only then is it made into a picture, once,
-and it is kept until the last window that may look at it is past. Times are whole microseconds: all of this is exact.
+and it is kept until the last window that may look at it is past. Times are whole ticks, so fine that the frames of
+usual rates begin at whole ones: all of this is exact.
 """
 
 from __future__ import annotations
@@ -21,16 +22,19 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import NamedTuple
 
 from torch import Tensor
 
 from vireo.errors import UsageError
 
-SECOND = 1_000_000
-"""Microseconds."""
+SECOND = 2**14 * 3**4 * 5**6 * 37
+"""Ticks. The usual frame rates, 24000/1001, 30000/1001 and 29.97 among them, and the time bases that go with them all
+divide it; in microseconds, a moment that is a frame's time could fall before that frame."""
 LONGEST_WINDOW = 3600.0
 """Seconds."""
+_ROUNDING = SECOND // 500  # of announced lengths, which some containers give in milliseconds
 _FIRST_FRAMES = 256  # kept whatever the windows look at, so that a short video of unannounced length is sampled exactly
 
 
@@ -39,9 +43,9 @@ class WindowPlan:
     """Windows over time."""
 
     window: int
-    """Length of a window, µs."""
+    """Length of a window, ticks."""
     every: int
-    """From the beginning of one to that of the next, µs; at most ``window``, so that nothing lies between them."""
+    """From the beginning of one to that of the next, ticks; at most ``window``, so that nothing lies between them."""
     num_frames: int
     """T, moments that a window looks at."""
 
@@ -63,7 +67,7 @@ class WindowPlan:
         return cls(window=round(window * SECOND), every=max(1, round(step * SECOND)), num_frames=num_frames)
 
     def moments(self, start: int, length: int) -> list[int]:
-        """(T,) the moments that a window looks at, µs."""
+        """(T,) the moments that a window looks at, ticks."""
         return [start + (2 * i + 1) * length // (2 * self.num_frames) for i in range(self.num_frames)]
 
     def looks_at(self, begin: int, end: int) -> bool:
@@ -79,9 +83,9 @@ class Window(NamedTuple):
     """What the model is to see."""
 
     start: int
-    """µs."""
+    """Ticks."""
     end: int
-    """µs."""
+    """Ticks."""
     pictures: list[Tensor]
     """(T,) pictures (S, S, 3) uint8; windows that overlap share them."""
     frames: int
@@ -107,13 +111,13 @@ class Windows:
             may end behind the video's end.
     """
 
-    def __init__(self, plan: WindowPlan, *, seconds: float = 0.0, eager: bool = False) -> None:
+    def __init__(self, plan: WindowPlan, *, seconds: float | Fraction = 0, eager: bool = False) -> None:
         self.plan, self._eager = plan, eager
         self._held: deque[_Held] = deque()
         self._next = self._count = self._new = 0
         self.end = 0
-        """Where the last frame's show ends, µs."""
-        announced = int(seconds * SECOND) if math.isfinite(seconds) and seconds > 0 else 0
+        """Where the last frame's show ends, ticks."""
+        announced = round(seconds * SECOND) if math.isfinite(seconds) and seconds > 0 else 0
         length = min(plan.window, announced)
         self._last_moments = plan.moments(announced - length, length) if announced else []
 
@@ -121,12 +125,13 @@ class Windows:
         """Take the next frame; gives the windows that are complete with it.
 
         Args:
-            begin: when its show begins, µs after the first frame.
-            end: when the next frame's begins, µs.
+            begin: when its show begins, ticks after the first frame.
+            end: when the next frame's begins, ticks.
             picture: makes (S, S, 3) uint8 of it, called only if a window looks at it.
         """
         first = self._count < _FIRST_FRAMES and begin < self.plan.window
-        if first or self.plan.looks_at(begin, end) or any(begin <= moment < end for moment in self._last_moments):
+        last = any(begin - _ROUNDING <= moment < end + _ROUNDING for moment in self._last_moments)
+        if first or last or self.plan.looks_at(begin, end):
             self._held.append(_Held(begin, end, picture()))
         self._count, self._new, self.end = self._count + 1, self._new + 1, end
         while True:

@@ -27,7 +27,7 @@ from vireo.devices import choose_device
 from vireo.errors import DecodeError, UsageError
 from vireo.stream.live import LiveReader, Source, connect, parse_source
 from vireo.stream.plan import SECOND, Window, WindowPlan
-from vireo.stream.reading import Recording, announced_seconds, recording_windows
+from vireo.stream.reading import Recording, announced_length, recording_windows
 from vireo.stream.timeline import WindowScore
 
 SEGMENT_WINDOW = 3.0
@@ -223,7 +223,7 @@ def _open_reader(
     if source is None:
         return Recording.of_file(video)
     container, stream = connect(source)
-    if source.kind == "url" and announced_seconds(container, stream):
+    if source.kind == "url" and announced_length(container, stream):
         return Recording(source.shown, container, stream)
     return LiveReader(source, (container, stream), latency=latency, retry=retry, tell=tell)
 

@@ -107,6 +107,7 @@ class Smoother:
         self._every, self._smooth, self._live = every, smooth, live
         self._windows: deque[WindowScore] = deque()
         self._done = 0  # moments of a file that are out
+        self._given: Floats | None = None  # the last of them
         self._end = -math.inf  # of the last moment of a live source
 
     def add(self, window: WindowScore) -> Iterator[Moment]:
@@ -127,16 +128,23 @@ class Smoother:
         """Gives the rest, up to the end of the last window."""
         if self._live or not self._windows:
             return
-        end = self._windows[-1].end
-        while self._done * self._every < end - 1e-6:
-            stop = min(end, (self._done + 1) * self._every)
-            if end - stop < 1e-3 * self._every:
+        start, end = self._done * self._every, self._windows[-1].end
+        short = 1e-3 * self._every  # what is shorter is no moment of its own
+        if self._given is not None and end - start < short:
+            if end > start:
+                yield Moment(start, end, self._given)
+            return
+        while start < end:
+            stop = (self._done + 1) * self._every
+            if end - stop < short:
                 stop = end
-            yield from self._moment((self._done * self._every + stop) / 2, stop)
+            yield from self._moment((start + stop) / 2, stop)
+            start = stop
 
     def _moment(self, centre: float, stop: float) -> Iterator[Moment]:
         self._forget(centre)
-        yield Moment(self._done * self._every, stop, self._mean(centre))
+        self._given = self._mean(centre)
+        yield Moment(self._done * self._every, stop, self._given)
         self._done += 1
 
     def _forget(self, centre: float) -> None:
