@@ -252,6 +252,7 @@ def test_pictures_are_of_the_clips_that_the_model_is_most_certain_and_wrong_abou
     for pair in listed:
         assert f"{pair[0]} taken for {pair[1]}" in page.words
         assert f"{100 * max(lost[pair])[0]:.1f} % {pair[1]}" in page.words
+    assert ("Clips are shown of the first 6 pairs." in page.words) == (len(lost) > PAIRS == 6)
 
 
 def parsed(command: str) -> dict[str, Any]:

@@ -163,6 +163,8 @@ def confused(one: EvaluationRecord, pairs: Sequence[Confused], examples: Example
             f'<p class="many"><span class="track"><i style="width:{100 * pair.clips / most:.1f}%"></i></span>'
             f"{pair.clips:,} clip{'' if pair.clips == 1 else 's'}, {percent(pair.share)} of the class</p>{strips}</li>"
         )
+    if examples and len(examples) < len(pairs):
+        why = why or f"Clips are shown of the first {len(examples)} pairs."
     return f'<ol class="pairs">{"".join(rows)}</ol>' + (f'<p class="muted">{text(why)}</p>' if why else "")
 
 
