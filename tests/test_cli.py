@@ -254,6 +254,43 @@ def test_verbs_agree_with_what_they_call(verb: str, module: str, function: str, 
     assert {k: p.default for k, p in shown.items()} == {k: p.default for k, p in called.items()}
 
 
+@pytest.mark.parametrize(
+    ("given", "taken"),
+    [
+        *((text, (text,)) for text in ("12345", "007", "1_000", "1e5", "true", "null", "no", "~", "#h", "x[1", "y]")),
+        *((text, (text,)) for text in ("{k}", "@file", "a: b", "[x]", "'s'", 'quo"te', "-dash", "a\udcff", "é😀", "=")),
+        *((text, (text,)) for text in ("wave/a [0.0, 0.08) s", "a [1e-05, end) s", __file__)),
+        ("a [0.0, 1.5) s,b [1.5, end) s , c", ("a [0.0, 1.5) s", "b [1.5, end) s", "c")),
+        ("yes,no, 1 ,", ("yes", "no", "1")),
+        ("x[1,y]", ("x[1", "y]")),
+        ("[1,2]", ("[1", "2]")),
+        ('["a"', ('["a"',)),
+        ('["a,b", " c "]', ("a,b", " c ")),
+        ('["\\ud83d\\ude00"]', ("😀",)),
+        ("[" * 9999, ("[" * 9999,)),
+    ],
+)
+@pytest.mark.usefixtures("checkpoints", "data")
+def test_texts_are_taken_as_they_are(monkeypatch: pytest.MonkeyPatch, given: str, taken: tuple[str, ...]) -> None:
+    embedded = stand_in(monkeypatch, "vireo.embed", "embed_command")
+    for line in (["--query", given, "--labels=" + given], ["--labels", given, "--query=" + given]):
+        assert cli.main(["embed", "c.safetensors", "--data", "d", *line]) == 0
+    for _, options in embedded:
+        assert options["query"] == options["labels"] == taken
+
+
+def test_texts_are_taken_as_they_are_by_every_verb() -> None:
+    found = {}
+    for name, verb in cli.VERBS.items():
+        parser = Parser.of(f"vireo {name}", verb)
+        for option, kind in inspect.get_annotations(verb, eval_str=True).items():
+            if kind == tuple[str, ...]:
+                [value] = (arg.partition("=")[2] for arg in parser.canonical([f"--{option}", "007, no"]))
+                found[name, option] = parser.options()[option].type(value)
+    assert found.keys() >= {("embed", "query"), ("embed", "labels"), ("explain", "what"), ("data make order", "pairs")}
+    assert set(found.values()) == {("007", "no")}
+
+
 # --- wrong usage: exit code 2, two lines, no traceback ----------------------------------------------
 
 
@@ -284,6 +321,13 @@ def test_verbs_agree_with_what_they_call(verb: str, module: str, function: str, 
         ("train --config nowhere.yaml", "does not exist"),
         ("predict c.safetensors", "missing: INPUTS"),
         ("eval c.safetensors d", "missing: --data DATA"),
+        (
+            "embed c.safetensors --data d --query a --query b",
+            "--query is given twice; give all values at once: --query A",
+        ),
+        ("train --data d --out o --scales 1 --lr 1 --scales=0.5", "--scales is given twice"),
+        ("embed c.safetensors --data d --query ,", "--query is empty; it needs a value: A,B,..."),
+        ("embed c.safetensors --data d --query []", "--query is empty; it needs a value: A,B,..."),
     ],
 )
 def test_wrong_usage(trained: Calls, line: str, says: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import importlib.util
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from vireo.checkpoint import load_checkpoint, save_checkpoint
 from vireo.config import ViewConfig
 from vireo.data.annotations import read_table
 from vireo.data.faults import TooManyFailuresError
+from vireo.data.table import ClipTable
 from vireo.embed import (
     FeatureWriter,
     Query,
@@ -39,6 +41,7 @@ from vireo.evaluate import evaluate
 from vireo.model import create_model
 from vireo.plots import map_png
 from vireo.predict import load_clip
+from vireo.scores import clip_names
 
 LABELS = ("clap", "jump", "wave")
 
@@ -223,6 +226,10 @@ def test_queries_are_names_parts_of_names_or_files(tmp_path: Path) -> None:
     table = read_table(data)
     names = ["clap/clap_0", "clap/clap_1", "wave/clap_0", "wave/wave_0"]
     wanted = ["wave/wave_0", "clap_1", str(data / "wave" / ".." / "wave" / "clap_0.mp4"), str(new)]
+    cuts = ClipTable.of_paths([str(new), str(new), str(data / "clap" / "clap_0.mp4")])
+    with pytest.raises(UsageError, match=r"2 clips are of '.*new\.mp4', e\.g\. 'a'; give the name of one"):
+        find_queries([str(new)], ["a", "b", "c"], cuts)
+    assert find_queries([wanted[2], str(data / "clap" / "clap_0.mp4")], ["a", "b", "c"], cuts)[1].row == 2
     assert find_queries(wanted, names, table) == [
         *(Query(name=name, row=row) for name, row in zip(wanted, (3, 1, 2, None), strict=True))
     ]
@@ -230,6 +237,20 @@ def test_queries_are_names_parts_of_names_or_files(tmp_path: Path) -> None:
         find_queries(["clap_0"], names, table)
     with pytest.raises(UnknownNameError, match=r"Unknown clip 'clap/clap_2'\. Did you mean 'clap/clap_"):
         find_queries(["clap/clap_2"], names, table)
+
+
+@pytest.mark.parametrize(
+    ("files", "names"),
+    [
+        (("a.avi", "a.mp4", "a.avi.mp4"), ("a.avi", "a.mp4", "a.avi.mp4")),
+        (("a.avi", "a.avi.mp4"), ("a", "a.avi.mp4")),
+        (("a", "a.mp4", "b.npy"), ("a", "a.mp4", "b")),
+        (("x/a.mp4", "x/a.mp4.avi", "x/a.mp4.avi.mkv", "y/a.mp4"), ("x/a", "x/a.mp4.avi", "x/a.mp4.avi.mkv", "y/a")),
+    ],
+)
+def test_no_two_clips_have_one_name(files: tuple[str, ...], names: tuple[str, ...]) -> None:
+    for order in (1, -1):
+        assert clip_names(ClipTable.of_paths(f"data/{file}" for file in files[::order])) == names[::order]
 
 
 # --- the command ------------------------------------------------------------------------------------------------------
@@ -365,6 +386,35 @@ def test_features_are_kept_only_where_nothing_changed(setting: tuple[Path, Path]
     assert not reused()
 
 
+def test_features_are_of_these_files(setting: tuple[Path, Path], tmp_path: Path, monkeypatch: Any, capsys: Any) -> None:
+    checkpoint, out = setting[0], tmp_path / "out"
+    one, two = (shutil.copytree(setting[1], tmp_path / name) for name in ("one", "two"))  # also the times of the files
+    shutil.copy(two / "clap" / "clap_1.mp4", two / "wave" / "wave_0.mp4")
+
+    def reused(data: Path | str, out: Path = out) -> bool:
+        assert embed_command(checkpoint, str(data), out=out, map="none", workers=0, json=True) == 0
+        return bool(json.loads(capsys.readouterr().out)["reused"])
+
+    assert not reused(one) and reused(one)
+    before = load_embeddings(out).features[:]
+    assert not reused(two)  # the same list of clips elsewhere
+    assert set(load_embeddings(out).paths) == {str(p) for p in two.rglob("*.mp4") if p.name != "jump_1.mp4"}
+    assert not np.allclose(load_embeddings(out).features, before)
+    monkeypatch.chdir(tmp_path)
+    assert reused("two") and reused("one/../two/") and reused(two, out.rename(tmp_path / "moved"))
+    out, clip = tmp_path / "moved", two / "wave" / "wave_1.mp4"
+    times = clip.stat()
+    os.utime(clip, ns=(times.st_atime_ns, times.st_mtime_ns + 1000))
+    assert not reused(two, out) and reused(two, out)
+    (two / "jump" / "jump_1.mp4").write_bytes(b"still no video")  # a clip that has no row
+    os.utime(two / "jump" / "jump_1.mp4", ns=(times.st_atime_ns, times.st_mtime_ns))
+    assert not reused(two, out) and reused(two, out)
+    about = json.loads((out / "embed.json").read_text(encoding="utf-8"))
+    del about["files_hash"]  # as it was written before there was one
+    (out / "embed.json").write_text(json.dumps(about), encoding="utf-8")
+    assert not reused(two, out) and reused(two, out)
+
+
 def test_clips_of_other_classes_and_parts(setting: tuple[Path, Path], tmp_path: Path) -> None:
     checkpoint, data = setting
     rows = ["path,label,split"]
@@ -388,6 +438,7 @@ def test_clips_of_other_classes_and_parts(setting: tuple[Path, Path], tmp_path: 
     ("given", "error", "says"),
     [
         ({"nearest": 0}, UsageError, "nearest is 0"),
+        ({"map": "tsne", "seed": 1 << 32}, UsageError, "seed is 4294967296; that of t-SNE is at most 4294967295"),
         ({"batch_size": 0}, UsageError, "batch_size 0"),
         ({"map": "umap"}, UsageError, "map is 'umap'"),
         ({"split": "test"}, DataError, "no part 'test'"),
@@ -415,6 +466,113 @@ def test_too_many_failures_leave_no_features(setting: tuple[Path, Path], tmp_pat
     with pytest.raises(TooManyFailuresError, match="1 of 7 embedding clips"):
         embed_command(checkpoint, str(data), out=tmp_path / "out", workers=0, read=ReadConfig(max_failed="0"))
     assert not list((tmp_path / "out").iterdir())
+
+
+def test_without_a_clip_the_earlier_features_stay(setting: tuple[Path, Path], tmp_path: Path) -> None:
+    checkpoint, data, out = setting[0], shutil.copytree(setting[1] / "clap", tmp_path / "data" / "clap"), tmp_path / "o"
+    shutil.copytree(setting[1] / "wave", tmp_path / "data" / "wave")
+    assert embed_command(checkpoint, str(data.parent), out=out, workers=0) == 0
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    for path in data.parent.rglob("*.mp4"):
+        path.write_bytes(b"no video")
+    from vireo.config import ReadConfig
+
+    for folder in (out, tmp_path / "new"):
+        says = r"None of 5 clips could be embedded; the first: .*clap_0\.mp4: not a video"
+        with pytest.raises(TooManyFailuresError, match=says):
+            embed_command(checkpoint, str(data.parent), out=folder, workers=0, read=ReadConfig(max_failed="100%"))
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+    assert not list((tmp_path / "new").iterdir())
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("config.yaml", r"is the folder of a run \(it holds config\.yaml\)"),
+        ("metrics.csv", "is the folder of a run"),
+        *(
+            (name, f"holds a {name} that is not of `vireo embed`")
+            for name in ("clips.csv", "failed.csv", "features.npy")
+        ),
+        *((name, f"holds a {name} that is not of `vireo embed`") for name in ("map.png", "map.csv", "nearest-12.png")),
+    ],
+)
+def test_files_of_something_else_are_left_alone(tmp_path: Path, name: str, says: str) -> None:
+    (tmp_path / name).write_text("mine", encoding="utf-8")
+    if name == "metrics.csv":
+        (tmp_path / "embed.json").write_text("{}", encoding="utf-8")  # a run stays a run
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    with pytest.raises(UsageError, match=says):
+        embed_command(tmp_path / "not even read", "data", out=tmp_path)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_an_interrupted_embedding_is_made_again(
+    setting: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    checkpoint, data = setting
+    out = tmp_path / "out"
+
+    def stopped(*args: object) -> None:
+        raise KeyboardInterrupt
+
+    line: dict[str, Any] = {"out": out, "map": "none", "workers": 0, "json": True}
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("vireo.embed.write_failures", stopped)
+        embed_command(checkpoint, str(data), **line)
+    assert {path.name for path in out.iterdir()} == {"features.npy", "clips.csv", "embed.json"}
+    with pytest.raises(DataError, match=r"embed\.json: `vireo embed` was cut short here"):
+        load_embeddings(out)
+    assert embed_command(checkpoint, str(data), **line) == 0
+    assert not json.loads(capsys.readouterr().out)["reused"] and len(load_embeddings(out).clips) == 6
+
+
+def test_names_that_are_no_text(setting: tuple[Path, Path], tmp_path: Path, capsys: Any) -> None:
+    checkpoint, data, out = setting[0], shutil.copytree(setting[1], tmp_path / "data"), tmp_path / "out"
+    os.rename(data / "wave", os.fsencode(data) + b"/wave\xff")
+    (data / "clap" / "bad\udcff.mp4").write_bytes(b"no video")
+    for reused in (False, True, True):
+        assert embed_command(checkpoint, str(data), out=out, workers=0, map="none") == 0
+        assert ("kept from an earlier run" in capsys.readouterr().out) is reused
+        about = (out / "embed.json").read_bytes()
+        (out / "embed.json").write_bytes(about.replace(rb"\udcff", b"\xff"))  # as earlier versions wrote it
+    found = load_embeddings(out)
+    assert found.label_names == ("clap", "jump", "wave\udcff") and found.clips[-1] == "wave\udcff/wave_1"
+    assert [of["clip"] for of in found.about["failures"]] == ["clap/bad\udcff", "jump/jump_1"]
+
+
+def test_more_neighbours_than_clips(setting: tuple[Path, Path], tmp_path: Path, capsys: Any) -> None:
+    checkpoint, data = setting
+    line: dict[str, Any] = {"out": tmp_path / "out", "map": "none", "workers": 0, "json": True}
+    assert embed_command(checkpoint, str(data), query=["clap_0"], nearest=10**20, **line) == 0
+    [answer] = json.loads(capsys.readouterr().out)["queries"]
+    assert len(answer["nearest"]) == 5
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        (b"}", b" "),  # TokenError
+        (b"<f4", b"<04"),  # SyntaxError
+        (b"<f4", b"<f9"),
+        (b"(6, 512)", b"(6,-512)"),  # OverflowError
+        (b"(6, 512)", b"(6, 412)"),  # fewer than there are
+    ],
+)
+def test_damaged_headers(setting: tuple[Path, Path], tmp_path: Path, capsys: Any, old: bytes, new: bytes) -> None:
+    checkpoint, data = setting
+    line: dict[str, Any] = {"out": tmp_path / "out", "map": "none", "workers": 0, "json": True}
+    assert embed_command(checkpoint, str(data), **line) == 0
+    path = tmp_path / "out" / "features.npy"
+    whole = path.read_bytes()
+    header, rest = whole[:128], whole[128:]
+    assert old in header
+    path.write_bytes(header.replace(old, new)[:127].ljust(127) + b"\n" + rest)
+    with pytest.raises(DataError, match=r"features\.npy"):
+        load_embeddings(tmp_path / "out")
+    capsys.readouterr()
+    assert embed_command(checkpoint, str(data), **line) == 0
+    assert not json.loads(capsys.readouterr().out)["reused"] and path.read_bytes() == whole
 
 
 def test_folders_that_hold_something_else(setting: tuple[Path, Path], tmp_path: Path) -> None:

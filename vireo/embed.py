@@ -40,7 +40,7 @@ from vireo.config import ReadConfig
 from vireo.data.annotations import read_table
 from vireo.data.clips import reader_name
 from vireo.data.dataset import Batch
-from vireo.data.faults import Failure, FailureCount
+from vireo.data.faults import Failure, FailureCount, TooManyFailuresError
 from vireo.data.outputs import printable
 from vireo.data.table import ClipTable
 from vireo.devices import choose_device
@@ -49,6 +49,7 @@ from vireo.files import read_bounded, replacing, write_failures, write_json
 from vireo.model import Recognizer
 from vireo.progress import make_console
 from vireo.protocols import Protocol, choose_protocol, describe_protocol
+from vireo.run_files import CONFIG, METRICS
 from vireo.scores import clip_names
 from vireo.scoring import apart, choose_split, clip_loader, describe, frames_of
 from vireo.strips import Strip, clip_frames, strips_png
@@ -59,11 +60,13 @@ Split = Literal["all", "auto", "train", "val", "test"]
 Floats = npt.NDArray[np.floating[Any]]
 Int64 = npt.NDArray[np.int64]
 
-FEATURES, CLIPS, ABOUT = "features.npy", "clips.csv", "embed.json"
+FEATURES, CLIPS, ABOUT, FAILED = "features.npy", "clips.csv", "embed.json", "failed.csv"
+_PICTURES = re.compile(r"nearest-\d+\.png|map\.(png|csv)")
 _COLUMNS = ["clip", "label", "split", "path"]
 _BLOCK = 1 << 13  # rows that are in memory at a time
 _DRAWN = 20_000  # dots on a map: more hide each other
 _TSNE_LEAST, _TSNE_MOST = 5, 20_000  # clips: fewer have no neighbourhoods, and of these it takes minutes
+_TSNE_SEED = (1 << 32) - 1  # the largest that scikit-learn takes
 _TSNE_FROM = 50  # principal components, as van der Maaten and Hinton took
 _MOST_ABOUT = 1 << 28  # bytes of an embed.json, which names what failed
 
@@ -126,9 +129,12 @@ def load_embeddings(folder: str | Path) -> Embeddings:
 
 def _read_about(path: Path) -> dict[str, Any]:
     try:
-        about = jsonlib.loads(read_bounded(path, _MOST_ABOUT))
+        # Names of files need not be UTF-8, and have stood here as they are.
+        about = jsonlib.loads(read_bounded(path, _MOST_ABOUT).decode("utf-8", "surrogateescape"))
     except (ValueError, RecursionError) as error:
         raise DataError(f"{path} can't be read: {error}") from None
+    if isinstance(about, dict) and about.get("unfinished"):
+        raise DataError(f"{path}: `vireo embed` was cut short here; embed the clips again")
     labels = about.get("labels") if isinstance(about, dict) else None
     if not isinstance(about, dict) or not isinstance(labels, list) or not all(isinstance(x, str) for x in labels):
         raise DataError(f"{path} was not written by `vireo embed`")
@@ -137,9 +143,11 @@ def _read_about(path: Path) -> dict[str, Any]:
 
 def _open_features(path: Path) -> Floats:
     try:
-        features: Floats = np.lib.format.open_memmap(path, mode="r")
-    except (ValueError, OSError) as error:  # objects, which would need pickle, are refused
-        raise DataError(f"{path} can't be read: {str(error).splitlines()[0]:.200}") from None
+        features = np.lib.format.open_memmap(path, mode="r")
+    except Exception as error:  # NumPy reads the header as Python; objects, which would need pickle, are refused
+        raise DataError(f"{path} can't be read: {' '.join(str(error).split()):.200}") from None
+    if features.offset + features.nbytes != path.stat().st_size:
+        raise DataError(f"{path} is damaged: its header says {features.shape}, which is not what follows")
     if features.ndim != 2 or features.dtype not in (np.float32, np.float16) or not features.shape[1]:
         raise DataError(f"{path} holds {features.dtype} of shape {features.shape}, not features of clips")
     return features
@@ -425,10 +433,11 @@ def embed_command(
 ) -> int:
     """What `vireo embed` does; exit code 1 if a query is among the clips that could not be read.
 
-    Features that lie in the folder already are taken, if they are of the same checkpoint, clips and precision.
+    Features that lie in the folder already are taken, if they are of the same checkpoint, protocol, clips and
+    precision, and the clips' files have not changed since.
 
     Raises:
-        UsageError: wrong arguments; nothing is written then.
+        UsageError: wrong arguments, or a folder that holds something else; nothing is written then.
         DataError: unusable data, or more clips failed than ``read`` allows.
         CheckpointError: not a checkpoint.
         MissingDependencyError: t-SNE without scikit-learn.
@@ -439,9 +448,10 @@ def embed_command(
         raise UsageError(f"map is {map!r} and precision {precision!r}; use pca, tsne or none; float32 or float16")
     if map == "tsne":
         _need_scikit_learn()
+        if seed > _TSNE_SEED:
+            raise UsageError(f"seed is {seed}; that of t-SNE is at most {_TSNE_SEED}")
     out = out or checkpoint.with_suffix(".embed")
-    if out.exists() and not out.is_dir():
-        raise UsageError(f"{out} is a file; results go to a folder")
+    _check_out(out)
     target = choose_device(device)
     loaded = load_checkpoint(checkpoint, device=target)
     modality = loaded.model.config.modality
@@ -462,6 +472,7 @@ def embed_command(
         "checkpoint": describe(loaded),
         "checkpoint_sha256": _digest(checkpoint),
         "data_hash": table.digest(),
+        "files_hash": _hash_files(table),
         "split": part,
         "precision": precision,
         "protocol": describe_protocol(looks.protocol, frames_of(loaded.model)),
@@ -485,17 +496,35 @@ def embed_command(
     return code
 
 
+def _check_out(out: Path) -> None:
+    """Check that results may go to a folder, which need not be there.
+
+    Raises:
+        UsageError: it is a file, the folder of a run, or holds files of these names that are of something else.
+    """
+    if not out.exists():
+        return
+    if not out.is_dir():
+        raise UsageError(f"{out} is a file; results go to a folder")
+    found = {path.name for path in out.iterdir()}
+    if run := found & {CONFIG, METRICS}:
+        raise UsageError(f"{out} is the folder of a run (it holds {min(run)}); choose another --out")
+    foreign = sorted(name for name in found if name in (FEATURES, CLIPS, FAILED) or _PICTURES.fullmatch(name))
+    if foreign and ABOUT not in found:
+        raise UsageError(f"{out} holds a {foreign[0]} that is not of `vireo embed`; choose another --out")
+
+
 def find_queries(wanted: Sequence[str], names: Sequence[str], table: ClipTable) -> list[Query]:
     """Which clips are meant: by name, by the last part of a name where that is clear, by path, or any other file.
 
     Raises:
         UnknownNameError: there is no such clip and no such file.
-        UsageError: several clips are called so.
+        UsageError: several clips are called so, or are of this file.
     """
     if not wanted:
         return []
     by_name = {name: i for i, name in enumerate(names)}
-    by_path: dict[str, int] | None = None
+    by_path: dict[str, list[int]] = {}
     found = []
     for name in wanted:
         row = by_name.get(name)
@@ -505,8 +534,13 @@ def find_queries(wanted: Sequence[str], names: Sequence[str], table: ClipTable) 
                 raise UsageError(f"{len(last)} clips are called {name!r}, e.g. {names[last[0]]!r}; give the whole name")
             row = last[0] if last else None
         if row is None and os.path.exists(name):
-            by_path = by_path or {os.path.realpath(path): i for i, path in enumerate(table.paths)}
-            found.append(Query(name=name, row=by_path.get(os.path.realpath(name))))
+            if not by_path:
+                for i, path in enumerate(table.paths):
+                    by_path.setdefault(os.path.realpath(path), []).append(i)
+            own = by_path.get(os.path.realpath(name), [])
+            if len(own) > 1:
+                raise UsageError(f"{len(own)} clips are of {name!r}, e.g. {names[own[0]]!r}; give the name of one")
+            found.append(Query(name=name, row=own[0] if own else None))
             continue
         if row is None:
             near = [whole for whole in names if name.lower() in whole.lower()][:3]
@@ -554,6 +588,22 @@ def _digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def _hash_files(table: ClipTable) -> str:
+    """Names the files of a list, in any order: where they lie, how large they are, and when they last changed."""
+    lines = []
+    for path in table.paths:
+        path = os.path.abspath(path)
+        try:
+            about = os.stat(path)
+            lines.append(f"{path}\0{about.st_size}\0{about.st_mtime_ns}")
+        except (OSError, ValueError):  # a clip that is counted as failed
+            lines.append(path)
+    digest = hashlib.sha256()
+    for line in sorted(lines):
+        digest.update(f"{line}\n".encode("utf-8", "surrogateescape"))
+    return digest.hexdigest()[:16]
+
+
 def _reusable(out: Path, facts: Mapping[str, Any]) -> Embeddings | None:
     """What an earlier run with the same facts left in a folder."""
     if not (out / ABOUT).is_file():
@@ -598,8 +648,13 @@ def _make(
             advance=advance,
             note=count.note,
         )
-        # From here to the last file the folder holds no whole result, which this one stands for.
-        (out / ABOUT).unlink(missing_ok=True)
+        if not len(rows):  # in the block, so that what was there before stays
+            first = failures[0]
+            raise TooManyFailuresError(
+                f"None of {len(table)} clips could be embedded; the first: {first.path}: {first.reason}", failures
+            )
+        # From here to the last file the folder holds no whole result, but nothing of anyone else either.
+        write_json(out / ABOUT, {"unfinished": True})
         width = writer.width
     with replacing(out / CLIPS) as file:
         table_of = csv.writer(file)
@@ -607,7 +662,7 @@ def _make(
         for row in rows.tolist():
             label = table.label_names[int(table.labels[row])]
             table_of.writerow([names[row], label, table.splits[row] if table.splits else "", table.paths[row]])
-    write_failures(out / "failed.csv", [(failure.path, failure.reason) for failure in failures])
+    write_failures(out / FAILED, [(failure.path, failure.reason) for failure in failures])
     failed = [{"clip": names[f.index], "path": f.path, "reason": f.reason} for f in failures]
     counts = {"expected": len(table), "embedded": len(rows), "failed": len(failures), "dimension": width}
     modality = model.config.modality
@@ -632,7 +687,8 @@ def _answer(
     own = [-1 if query.row is None else place.get(names[query.row], -1) for query in queries]
     good = [i for i, query in enumerate(queries) if query.row is None or own[i] >= 0]
     vectors = [outside[queries[i].name] if own[i] < 0 else found.features[own[i]] for i in good]
-    near = nearest_rows(found.features, vectors, nearest, own=[own[i] for i in good]) if good else None
+    most = min(nearest, len(found.features))
+    near = nearest_rows(found.features, vectors, most, own=[own[i] for i in good]) if good else None
     answers: list[dict[str, Any]] = []
     for i, query in enumerate(queries):
         if near is None or i not in good:
@@ -676,9 +732,9 @@ def _draw(
             files.append(plots.write_png(out / f"nearest-{number}.png", png))
     with writing(out):
         for path in out.iterdir():
-            if re.fullmatch(r"nearest-\d+\.png|map\.(png|csv)", path.name) and path not in files:
+            if _PICTURES.fullmatch(path.name) and path not in files:
                 path.unlink()
-    return files + [path for path in [out / "failed.csv"] if path.exists()]
+    return files + [path for path in [out / FAILED] if path.exists()]
 
 
 def _nearest_png(answer: Mapping[str, Any], table: ClipTable, rows: Mapping[str, int], modality: str) -> bytes:

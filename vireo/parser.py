@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import inspect
+import json
 import re
 import textwrap
 import types
@@ -31,6 +32,8 @@ from vireo.config import RETIRED
 from vireo.errors import UsageError
 
 set_parsing_settings(docstring_parse_attribute_docstrings=True)
+
+_COMMA = re.compile(r",(?! (?:end|[\d.e+-]+)\) s\s*(?:,|$))")  # between texts
 
 
 class CommandLineError(UsageError):
@@ -75,6 +78,7 @@ class Parser(ArgumentParser):
         hints = get_type_hints(verb)
         for name, parameter in inspect.signature(verb).parameters.items():
             kind = hints[name]
+            taken = texts if kind == tuple[str, ...] else kind
             if dataclasses.is_dataclass(kind):
                 assert isinstance(kind, type)
                 parser.add_argument("--config", action="config", help="YAML file of options; options given win.")
@@ -82,9 +86,9 @@ class Parser(ArgumentParser):
                 parser.headings |= headings(kind)
                 parser.config = name, kind
             elif parameter.default is not inspect.Parameter.empty:
-                parser.add_argument(f"--{name}", type=kind, default=parameter.default, help=helps.get(name, ""))
+                parser.add_argument(f"--{name}", type=taken, default=parameter.default, help=helps.get(name, ""))
             elif parameter.kind is inspect.Parameter.KEYWORD_ONLY:
-                parser.add_argument(f"--{name}", type=kind, required=True, help=helps.get(name, ""))
+                parser.add_argument(f"--{name}", type=taken, required=True, help=helps.get(name, ""))
             elif get_origin(kind) is list:
                 parser.add_argument(name, type=get_args(kind)[0], nargs="+", help=helps.get(name, ""))
             else:
@@ -154,11 +158,15 @@ class Parser(ArgumentParser):
                     value = rest.pop(0)
                 else:
                     self.error(f"{kebab(given)} needs a value: {metavar(action)}")
-            if not value and action.default != "":
+            of_texts = getattr(action, "type", None) is texts
+            if not (texts(value) if of_texts else value) and action.default != "":
                 self.error(f"{kebab(given)} is empty; it needs a value: {metavar(action)}")
-            if is_sequence(hint(action)) or (item and "," in value):
+            option = f"--{name}{'.' + item if item else ''}="
+            if is_sequence(hint(action)) and any(other.startswith(option) for other in named):
+                self.error(f"{kebab(given)} is given twice; give all values at once: {kebab(given)} {metavar(action)}")
+            if not of_texts and (is_sequence(hint(action)) or (item and "," in value)):
                 value = bracketed(value)
-            (configs if name == "config" else named).append(f"--{name}{'.' + item if item else ''}={value}")
+            (configs if name == "config" else named).append(option + value)
         self._check_loose(loose)
         self._take_recipe(configs, named)
         return [*configs, *named, *(["--", *loose] if loose else [])]
@@ -329,6 +337,8 @@ def nearest(name: str, known: Iterable[str], prefix: str = "") -> str:
 def hint(action: Action | None) -> Any:
     """The type an action takes, without ``None``."""
     kind = getattr(action, "_typehint", None) or getattr(action, "type", None)
+    if kind is texts:
+        return tuple[str, ...]
     if get_origin(kind) in (Union, types.UnionType):
         parts = [a for a in get_args(kind) if a is not type(None)]
         if len(parts) == 1:
@@ -344,6 +354,23 @@ def is_flag(action: Action | None) -> bool:
 def is_sequence(kind: Any) -> bool:
     """Whether a type takes several values."""
     return get_origin(kind) in (tuple, list)
+
+
+def texts(value: str | Sequence[str]) -> tuple[str, ...]:
+    """``a, b`` → ``("a", "b")``, whatever the texts look like; ``["a,b"]``, JSON, → ``("a,b",)``.
+
+    YAML would make numbers of clips called 007 and truth of classes called yes. The comma in a cut, as names of clips
+    have it (``day1/a [12.5, 17.0) s``), parts nothing. What is a tuple already stays.
+    """
+    if not isinstance(value, str):
+        return tuple(value)
+    try:
+        found = json.loads(value) if value.lstrip().startswith("[") else None
+    except (ValueError, RecursionError):
+        found = None
+    if isinstance(found, list) and all(isinstance(text, str) for text in found):
+        return tuple(found)
+    return tuple(part.strip() for part in _COMMA.split(value) if part.strip())
 
 
 def bracketed(value: str) -> str:
