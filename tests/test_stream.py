@@ -535,6 +535,87 @@ def test_the_drawn_video_keeps_frames_and_times(tmp_path: Path) -> None:
     assert blue[0] > 80 > 60 > blue[1]  # a bar for a label, none for "none of these"
 
 
+_PATCHES = [(200, 0, 0), (0, 200, 0), (0, 0, 200), (200, 200, 0), (128, 128, 128), (235, 235, 235), (90, 160, 220)]
+
+
+@pytest.mark.parametrize(
+    ("size", "matrix", "space", "full", "told"),
+    [
+        ((720, 576), 5, 5, False, (5, 5, 6)),
+        ((720, 576), 5, 2, False, (5, 5, 6)),  # 2: it does not say
+        ((720, 576), 5, 5, True, (5, 5, 6)),
+        ((720, 480), 5, 2, False, (6, 6, 6)),
+        ((1280, 720), 1, 1, False, (1, 1, 1)),
+        ((1280, 720), 1, 2, False, (1, 1, 1)),
+        ((1280, 720), 5, 6, False, (6, 6, 6)),
+        ((1280, 720), 9, 9, False, (9, 9, 14)),
+    ],
+)
+def test_the_drawn_video_keeps_its_colours(
+    tmp_path: Path, size: tuple[int, int], matrix: int, space: int, full: bool, told: tuple[int, int, int]
+) -> None:
+    width, height = size
+    image = np.zeros((height, width, 3), np.uint8)
+    wide = width // len(_PATCHES)
+    for i, colour in enumerate(_PATCHES):
+        image[:, i * wide : (i + 1) * wide] = colour
+    with av.open(str(tmp_path / "in.mp4"), "w") as container:
+        stream = container.add_stream("libx264", rate=FPS, options={"preset": "ultrafast", "crf": "5"})
+        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+        stream.codec_context.colorspace, stream.codec_context.color_range = space, 2 if full else 1
+        for i in range(2):
+            frame = VideoFrame.from_ndarray(image, format="rgb24").reformat(
+                format="yuv420p", dst_colorspace=matrix, dst_color_range=2 if full else 1
+            )
+            frame.pts, frame.time_base = i, Fraction(1, FPS)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    draw_labels(tmp_path / "in.mp4", tmp_path / "out.mp4", [Segment(start=0, end=9, label="a", probability=1)])
+    with av.open(str(tmp_path / "out.mp4")) as container:
+        frame = next(container.decode(video=0))
+    assert (frame.colorspace, frame.color_primaries, frame.color_trc, frame.color_range) == (*told, 1)
+    shown = frame.to_ndarray(format="rgb24").astype(int)[: height // 2]  # the caption is below
+    for i, colour in enumerate(_PATCHES):
+        patch = shown[8:-8, i * wide + 8 : (i + 1) * wide - 8].reshape(-1, 3)  # its borders are blurred
+        assert np.abs(np.median(patch, axis=0) - colour).max() <= 5, colour
+
+
+@pytest.mark.parametrize(
+    ("stored", "aspect", "rotation", "shown"),
+    [
+        ((720, 576), "64/45", 0, (1024, 576)),
+        ((720, 576), "64/45", 90, (576, 1024)),
+        ((720, 576), "15/16", 180, (720, 614)),
+        ((480, 480), "3/4", 270, (640, 480)),
+        ((240, 240), "2", 0, (720, 360)),
+    ],
+)
+def test_the_drawn_video_has_square_pixels(
+    tmp_path: Path, stored: tuple[int, int], aspect: str, rotation: int, shown: tuple[int, int]
+) -> None:
+    width, height = stored
+    image = np.full((height, width, 3), 30, np.uint8)
+    image[height // 4 : height // 2, width // 4 : width // 2] = 220  # a quarter of each side
+    with av.open(str(tmp_path / "in.mp4"), "w") as container:
+        stream = container.add_stream("libx264", rate=FPS, options={"preset": "ultrafast"})
+        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+        stream.codec_context.sample_aspect_ratio = Fraction(aspect)
+        if rotation:
+            stream.set_display_rotation(rotation)
+        frame = VideoFrame.from_ndarray(image, format="rgb24").reformat(format="yuv420p")
+        frame.pts, frame.time_base = 0, Fraction(1, FPS)
+        container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    draw_labels(tmp_path / "in.mp4", tmp_path / "out.mp4", [])
+    with av.open(str(tmp_path / "out.mp4")) as container:
+        assert container.streams.video[0].sample_aspect_ratio in (1, None)
+        frame = next(container.decode(video=0))
+    assert (frame.width, frame.height) == shown and frame.rotation == 0
+    bright = frame.to_ndarray(format="rgb24").mean(2) > 120
+    assert bright.any(0).sum() == pytest.approx(shown[0] / 4, abs=3)
+    assert bright.any(1).sum() == pytest.approx(shown[1] / 4, abs=3)
+
+
 @pytest.mark.parametrize("label", ["a" * 500, "$\\frac$", "日本", "two\nlines", None])
 @pytest.mark.parametrize("size", [(640, 360), (360, 1280), (362, 360)])
 def test_captions_stay_inside_the_frame(size: tuple[int, int], label: str | None) -> None:

@@ -16,9 +16,10 @@ import av.error
 import numpy as np
 import numpy.typing as npt
 from av.video.frame import VideoFrame
-from av.video.reformatter import VideoReformatter
+from av.video.reformatter import ColorRange, VideoReformatter
 
 from vireo.data.encode import part_of
+from vireo.data.pictures import quarter_turns
 from vireo.errors import DecodeError, MissingDependencyError, StorageError, writing
 from vireo.plots import shorten
 from vireo.stream.plan import SECOND
@@ -43,8 +44,8 @@ def draw_labels(
 ) -> int:
     """Write a video with its labels drawn on it: H.264 in MP4, upright, without sound; whole or not at all.
 
-    Frames keep their times. What lies behind the last segment, and behind damage, is left out. Pictures with a short
-    side below 360 pixels are enlarged to it.
+    Frames keep their times and their colours; pixels become square. What lies behind the last segment, and behind
+    damage, is left out. Pictures with a short side below 360 pixels are enlarged to it.
 
     Args:
         video: the file.
@@ -79,7 +80,7 @@ def draw_labels(
 
 
 def _encode(reader: Recording, part: Path, segments: Sequence[Segment], advance: Callable[[float], object]) -> int:
-    drawer = _Drawer(segments)
+    drawer = _Drawer(segments, reader.pixel_aspect)
     count, last = 0, -1
     with av.open(f"file:{part}", "w", format="mp4", options={"movflags": "+faststart"}) as container:
         stream: Any = None
@@ -98,6 +99,8 @@ def _encode(reader: Recording, part: Path, segments: Sequence[Segment], advance:
                     stream = container.add_stream("libx264", rate=_rate(reader.fps), options=options)
                     stream.height, stream.width, stream.pix_fmt = *image.shape[:2], "yuv420p"
                     stream.codec_context.time_base = Fraction(1, _TICKS)
+                    stream.codec_context.sample_aspect_ratio = Fraction(1)
+                    drawer.colours.tag(stream.codec_context)
                 new = drawer.to_yuv(image)
                 last = max(last + 1, timed.begin * _TICKS // SECOND)
                 new.pts, new.time_base = last, Fraction(1, _TICKS)
@@ -118,22 +121,59 @@ def _rate(fps: float) -> Fraction:
     return Fraction(fps).limit_denominator(1001) if 1 <= fps <= 1000 else Fraction(25)
 
 
-class _Drawer:
-    """Puts the label on frames that come in order; all become as large as the first."""
+class _Colours(NamedTuple):
+    """What the YUV of a video means, by FFmpeg's numbers."""
 
-    def __init__(self, segments: Sequence[Segment]) -> None:
-        self._segments, self._at = segments, 0
+    matrix: int
+    """For swscale."""
+    space: int
+    primaries: int
+    transfer: int
+
+    @classmethod
+    def of(cls, frame: VideoFrame) -> _Colours:
+        """As it says; where it doesn't, as players take it: BT.709 for HD, BT.601 for what is smaller."""
+        space = frame.colorspace
+        if space not in _MATRICES:
+            small = frame.width < 1280 and frame.height <= 576
+            space = 1 if not small else 6 if frame.height <= 480 else 5
+        matrix, primaries, transfer = _MATRICES[space]
+        said = [value if value not in (0, 2) else None for value in (frame.color_primaries, frame.color_trc)]
+        return cls(matrix, space, said[0] or primaries, said[1] or transfer)
+
+    def tag(self, target: Any) -> None:
+        """Say it of an encoder or a frame; both are of limited range."""
+        target.colorspace, target.color_range = self.space, ColorRange.MPEG.value
+        target.color_primaries, target.color_trc = self.primaries, self.transfer
+
+
+_MATRICES = {1: (1, 1, 1), 4: (4, 4, 4), 5: (5, 5, 6), 6: (5, 6, 6), 7: (7, 7, 7), 9: (9, 9, 14)}
+"""AVColorSpace → swscale's matrix, and the primaries and transfer that usually go with it: BT.709, FCC, BT.601 of 625
+lines and of 525, SMPTE 240M, BT.2020."""
+
+
+class _Drawer:
+    """Puts the label on frames that come in order; all become as large as the first.
+
+    Args:
+        segments: the timeline.
+        aspect: width of a stored pixel over its height.
+    """
+
+    def __init__(self, segments: Sequence[Segment], aspect: Fraction) -> None:
+        self._segments, self._at, self._aspect = segments, 0, aspect
         self._size: tuple[int, int] | None = None  # width, height
         self._read, self._scale, self._write = VideoReformatter(), VideoReformatter(), VideoReformatter()
+        self.colours = _Colours(5, 6, 6, 6)
+        """Of what `to_yuv` gives: those of the first frame drawn."""
 
     def draw(self, frame: VideoFrame, seconds: float) -> UInt8:
         """(H, W, 3), even sides, with the label of that time."""
-        image: UInt8 = upright(frame, self._read)
+        colours = _Colours.of(frame)
+        image: UInt8 = upright(frame, self._read, colours.matrix)
         if self._size is None:
-            height, width = image.shape[:2]
-            factor = max(1.0, _SMALLEST / min(height, width))
-            factor = min(factor, 16384 / max(height, width))
-            self._size = (max(2, round(width * factor / 2) * 2), max(2, round(height * factor / 2) * 2))
+            self.colours = colours
+            self._size = _square_size(image, 1 / self._aspect if quarter_turns(frame.rotation) % 2 else self._aspect)
         width, height = self._size
         if image.shape[:2] != (height, width):
             scaled = self._scale.reformat(
@@ -150,7 +190,24 @@ class _Drawer:
 
     def to_yuv(self, image: UInt8) -> VideoFrame:
         """As the encoder takes it."""
-        return self._write.reformat(VideoFrame.from_ndarray(image, format="rgb24"), format="yuv420p", threads=1)
+        frame = self._write.reformat(
+            VideoFrame.from_ndarray(image, format="rgb24"),
+            format="yuv420p",
+            dst_colorspace=self.colours.matrix,
+            dst_color_range=ColorRange.MPEG,
+            threads=1,
+        )
+        self.colours.tag(frame)
+        return frame
+
+
+def _square_size(image: UInt8, aspect: Fraction) -> tuple[int, int]:
+    """Even width and height at which an upright picture with pixels of an aspect is shown, large enough for text."""
+    height, width = (float(side) for side in image.shape[:2])
+    width, height = width * max(1.0, float(aspect)), height * max(1.0, float(1 / aspect))  # nothing is lost
+    factor = max(1.0, _SMALLEST / min(height, width))
+    factor = min(factor, 16384 / max(height, width))
+    return max(2, round(width * factor / 2) * 2), max(2, round(height * factor / 2) * 2)
 
 
 class Caption(NamedTuple):

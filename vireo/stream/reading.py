@@ -253,7 +253,13 @@ class Preparer:
         return eval_transform(image, self._view)[0].permute(1, 2, 0)
 
 
-def upright(frame: VideoFrame, reformatter: VideoReformatter) -> Any:
-    """A frame as (H, W, 3) uint8 RGB, turned as the container's flag says."""
-    image = reformatter.reformat(frame, format="rgb24", threads=1).to_ndarray()
+def upright(frame: VideoFrame, reformatter: VideoReformatter, matrix: int | None = None) -> Any:
+    """A frame as (H, W, 3) uint8 RGB, turned as the container's flag says.
+
+    Args:
+        frame: as decoded.
+        reformatter: for frames like it.
+        matrix: swscale's number of the matrix behind its YUV; None = what the frame says, else BT.601.
+    """
+    image = reformatter.reformat(frame, format="rgb24", src_colorspace=matrix, threads=1).to_ndarray()
     return np.ascontiguousarray(np.rot90(image, quarter_turns(frame.rotation)))
