@@ -488,8 +488,8 @@ def test_without_a_clip_the_earlier_features_stay(setting: tuple[Path, Path], tm
 @pytest.mark.parametrize(
     ("name", "says"),
     [
-        ("config.yaml", r"is the folder of a run \(it holds config\.yaml\)"),
-        ("metrics.csv", "is the folder of a run"),
+        ("config.yaml", "is the folder of a training run"),
+        ("metrics.csv", "is the folder of a training run"),
         *(
             (name, f"holds a {name} that is not of `vireo embed`")
             for name in ("clips.csv", "failed.csv", "features.npy")

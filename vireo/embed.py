@@ -49,7 +49,7 @@ from vireo.files import read_bounded, replacing, write_failures, write_json
 from vireo.model import Recognizer
 from vireo.progress import make_console
 from vireo.protocols import Protocol, choose_protocol, describe_protocol
-from vireo.run_files import CONFIG, METRICS
+from vireo.run_files import check_results_folder
 from vireo.scores import clip_names
 from vireo.scoring import apart, choose_split, clip_loader, describe, frames_of
 from vireo.strips import Strip, clip_frames, strips_png
@@ -502,13 +502,8 @@ def _check_out(out: Path) -> None:
     Raises:
         UsageError: it is a file, the folder of a run, or holds files of these names that are of something else.
     """
-    if not out.exists():
-        return
-    if not out.is_dir():
-        raise UsageError(f"{out} is a file; results go to a folder")
-    found = {path.name for path in out.iterdir()}
-    if run := found & {CONFIG, METRICS}:
-        raise UsageError(f"{out} is the folder of a run (it holds {min(run)}); choose another --out")
+    check_results_folder(out)
+    found = {path.name for path in out.iterdir()} if out.exists() else set()
     foreign = sorted(name for name in found if name in (FEATURES, CLIPS, FAILED) or _PICTURES.fullmatch(name))
     if foreign and ABOUT not in found:
         raise UsageError(f"{out} holds a {foreign[0]} that is not of `vireo embed`; choose another --out")
