@@ -701,9 +701,11 @@ def test_an_interrupt_while_drawing_keeps_the_rest(
         raise KeyboardInterrupt
 
     monkeypatch.setattr("vireo.stream.command.draw_labels", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        predict_command(saved, [clip], window=1.0, out=tmp_path, write=("csv", "mp4"))
-    assert [path.name for path in tmp_path.iterdir()] == ["clip.csv"]
+    assert predict_command(saved, [clip, clip], window=1.0, out=tmp_path, write=("csv", "json", "mp4")) == 130
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["clip.csv", "clip.jsonl"]  # and no second video
+    summary = json.loads((tmp_path / "clip.jsonl").read_text().splitlines()[-1])
+    assert (summary["kind"], summary["windows"]) == ("summary", 13)
+    assert summary["files"] == [str(tmp_path / "clip.csv"), str(tmp_path / "clip.jsonl")]
 
 
 def test_nothing_is_written_of_a_video_without_a_frame(
@@ -721,6 +723,48 @@ def test_nothing_is_written_of_a_video_without_a_frame(
     assert kinds == ["error", "summary"]
     assert (tmp_path / "x.csv").read_text() == "before" and not (tmp_path / "x.srt").exists()
     assert sorted(p.name for p in tmp_path.iterdir()) == ["x.csv", "x.mp4"]
+
+
+def test_an_interrupt_before_the_first_window_leaves_earlier_files(
+    saved: Path, clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(stream: Any) -> Any:
+        raise KeyboardInterrupt
+
+    (tmp_path / "clip.csv").write_text("before")
+    monkeypatch.setattr("vireo.stream.scoring.WindowStream.__next__", interrupted)
+    assert predict_command(saved, [clip], window=1.0, out=tmp_path, write=("csv", "srt"), json=True) == 130
+    assert (tmp_path / "clip.csv").read_text() == "before"
+    assert [path.name for path in tmp_path.iterdir()] == ["clip.csv"]
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["files"] == []
+
+
+def test_a_step_too_long_for_one_videos_rate_is_that_ones_error(
+    tmp_path: Path, clip: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    torch.manual_seed(0)
+    model = create_model("tsn", "resnet10t", num_classes=2, num_frames=4)
+    dense = tmp_path / "dense.safetensors"
+    view = ViewConfig(size=48, sampling="dense", window=50)
+    save_checkpoint(dense, model, labels=("a", "b"), view=view, provenance={})
+    fast = tmp_path / "fast.mp4"
+    with av.open(str(fast), "w") as container:
+        stream = container.add_stream("libx264", rate=60)
+        stream.width, stream.height, stream.pix_fmt = 48, 48, "yuv420p"
+        for i in range(120):
+            frame = VideoFrame.from_ndarray(picture(i, 48, 48), format="rgb24").reformat(format="yuv420p")
+            frame.pts, frame.time_base = i, Fraction(1, 60)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    assert predict_command(dense, [clip, fast, clip], every=1.5, json=True, device="cpu") == 1
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    (error,) = [line for line in lines if line["kind"] == "error"]
+    assert error["path"] == str(fast) and "every is 1.5" in error["error"] and "--window" in error["error"]
+    assert [line["path"] for line in lines if line["kind"] == "summary"] == [str(clip), str(clip)]
+    with pytest.raises(UsageError, match=r"fast\.mp4: every is 1.5 seconds, longer than .* 0.833 \(50 frames at 60"):
+        predict_windows(dense, fast, every=1.5)
+    with pytest.raises(UsageError, match="every is 5 seconds"):  # not a matter of the video, which isn't opened
+        predict_windows(checkpoint_of(Watcher()), tmp_path / "missing.mp4", every=5.0)
 
 
 def test_an_interrupted_recording_keeps_what_there_is(

@@ -22,7 +22,7 @@ from vireo.errors import DecodeError, UsageError, writing
 from vireo.stream.live import Source, parse_source
 from vireo.stream.overlay import draw_labels
 from vireo.stream.plan import SECOND
-from vireo.stream.scoring import StreamReport, WindowStream, predict_windows
+from vireo.stream.scoring import StepError, StreamReport, WindowStream, predict_windows
 from vireo.stream.timeline import Segment, Segmenter, Smoother, WindowScore, check_smooth, check_threshold
 from vireo.stream.writers import CsvWriter, Format, JsonWriter, SrtWriter, clock, label_of, output_paths
 
@@ -136,7 +136,7 @@ class _Job:
                 device=self.device,
                 tell=lambda message: self._complain(f"{self.shown}: {message}"),
             )
-        except DecodeError as error:
+        except (DecodeError, StepError) as error:
             self._fail(error, None)
             return 1
         fault: DecodeError | None = None
@@ -161,15 +161,20 @@ class _Job:
                 timeline.finish()
             if fault is not None:
                 self._fail(fault, outputs, stream.report.seconds)
-            found = stream.report.windows > 0 or fault is None
+            found = stream.report.windows > 0 or (fault is None and not interrupted)
             outputs.finish(keep=found)  # before the MP4, which takes its time
-            drawn = not interrupted and self._draw(outputs)
+            drawn = False
+            if not interrupted:
+                try:
+                    drawn = self._draw(outputs)
+                except KeyboardInterrupt:
+                    interrupted = True
             kept: dict[Format, bool] = {"json": True, "csv": found, "srt": found, "mp4": drawn}
             files = [str(path) for kind, path in self.paths.items() if kept[kind]]
             self._sum_up(outputs, stream.report, stream.live, files)
-        if fault is not None:
-            return 1
-        return 130 if interrupted and not stream.live else 0
+        if interrupted and not stream.live:
+            return 130
+        return 0 if fault is None else 1
 
     @contextmanager
     def _consoles(self, stream: WindowStream) -> Iterator[Callable[[float], object]]:
@@ -217,7 +222,7 @@ class _Job:
     def _complain(self, message: str) -> None:
         self.errors.print(Text(printable(message), "yellow"), soft_wrap=True)
 
-    def _fail(self, error: DecodeError, outputs: _Outputs | None, seconds: float = 0.0) -> None:
+    def _fail(self, error: DecodeError | StepError, outputs: _Outputs | None, seconds: float = 0.0) -> None:
         line = {"kind": "error", "path": self.shown, "error": error.reason, "seconds": round(seconds, 3)}
         if outputs is not None:
             outputs.line(line)

@@ -55,6 +55,18 @@ class StreamReport:
     """Longest time from a live window's last frame to its scores, s."""
 
 
+class StepError(UsageError):
+    """A step of windows that is too long for one video, and may not be for others.
+
+    Attributes:
+        reason: why, without the video's name.
+    """
+
+    def __init__(self, name: str, reason: str) -> None:
+        super().__init__(f"{name}: {reason}")
+        self.reason = reason
+
+
 class WindowStream(Iterator[WindowScore]):
     """The scores of a video's windows, as they come. Close it, or use it as a context manager, to end early.
 
@@ -187,6 +199,7 @@ def predict_windows(
 
     Raises:
         UsageError: a length or number that makes no sense, a model of optical flow, a URL of another scheme.
+        StepError: ``every`` is longer than the window that goes with the video's frame rate.
         DecodeError: the video can't be opened. Where it breaks in the middle, the iterator raises it at that point.
     """
     if not isinstance(checkpoint, Checkpoint):
@@ -199,13 +212,26 @@ def predict_windows(
             raise UsageError(f"{name} is {value} seconds; it must be {least:g} or more")
     if batch_size is not None and batch_size < 1:
         raise UsageError(f"batch_size is {batch_size}; it must be at least 1")
+    if window is None and view.sampling != "dense":
+        window = SEGMENT_WINDOW
     if window is not None:
         WindowPlan.of(window, every, config.num_frames)  # said before anything is opened
     target = choose_device(device)
     checkpoint.model.to(target).eval()
-    reader = _open_reader(str(video), parse_source(str(video)), latency, retry, tell)
+    source = parse_source(str(video))
+    shown = source.shown if source else str(video)
+    reader = _open_reader(str(video), source, latency, retry, tell)
     try:
-        plan = WindowPlan.of(_window_of(view, reader.fps) if window is None else window, every, config.num_frames)
+        if window is None:
+            rate = reader.fps if 1 <= reader.fps <= 1000 else _USUAL_FPS
+            window = view.window / rate
+            if every is not None and every > window:
+                raise StepError(
+                    shown,
+                    f"every is {every:g} seconds, longer than the window that the model was trained "
+                    f"with, {window:.3g} ({view.window} frames at {rate:.4g} per second); set --window",
+                )
+        plan = WindowPlan.of(window, every, config.num_frames)
     except BaseException:
         reader.close()
         raise
@@ -226,13 +252,6 @@ def _open_reader(
     if source.kind == "url" and announced_length(container, stream):
         return Recording(source.shown, container, stream)
     return LiveReader(source, (container, stream), latency=latency, retry=retry, tell=tell)
-
-
-def _window_of(view: ViewConfig, fps: float) -> float:
-    """The default length of a window, s."""
-    if view.sampling != "dense":
-        return SEGMENT_WINDOW
-    return view.window / (fps if 1 <= fps <= 1000 else _USUAL_FPS)
 
 
 class _Inline:
