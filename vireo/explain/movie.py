@@ -101,17 +101,17 @@ def _background(name: str, both: Sequence[Explanation]) -> UInt8:
 
     sheet.text(left(0), 0.1, shorten(name, 34), fontsize=9.5, weight="bold")
     first = both[0]
-    sheet.text(left(0), 0.32, f"{first.method} for {shorten(first.target, 30)}", fontsize=7.5, color=MUTED)
+    sheet.text(left(0), 0.3, f"{first.method} for {shorten(first.target, 30)}", fontsize=7.5, color=MUTED)
     for i, (e, colour) in enumerate(zip(both, (ACCENT, AGAINST), strict=False), start=1):
-        sheet.text(left(i), 0.1, shorten(e.model, 40), fontsize=8.5, weight="bold", color=colour)
+        sheet.text(left(i), 0.1, shorten(e.model, 36), fontsize=9.5, weight="bold", color=colour)
         label, probability = e.prediction.top[0]
-        sheet.text(left(i), 0.27, f"says {shorten(label, 32)}, {100 * probability:.0f} %", fontsize=8, color=INK)
+        sheet.text(left(i), 0.3, f"says {shorten(label, 32)}, {100 * probability:.0f} %", fontsize=8, color=INK)
         told = ""
         if e.is_cold:
             told = f"no heat: nothing speaks for {shorten(e.target, 32)}"
         elif e.target != label or e.target != first.target:
             told = f"{shorten(e.target, 32)}: {100 * e.probability:.0f} %"
-        sheet.text(left(i), 0.41, told, fontsize=7.5, color=MUTED)
+        sheet.text(left(i), 0.45, told, fontsize=7.5, color=MUTED)
     return sheet.pixels()
 
 

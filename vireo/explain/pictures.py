@@ -205,17 +205,23 @@ def _notes(both: Sequence[Explanation]) -> list[str]:
     first = both[0]
     same = all(e.target == first.target for e in both)
     targets = " and ".join(dict.fromkeys(f"“{shorten(e.target, 40)}”" for e in both))
+    chances = [e.probability for e in both]
+    asked = any(e.target != e.prediction.label for e in both)
+    sure = f" ({' and '.join(f'{100 * p:.1f} %' for p in chances)})" if asked else ""
     order = "" if same or len(both) == 1 else ", in this order"
     notes = []
     if any(e.heat is not None for e in both):
-        notes.append(f"Heat: {first.method}, what speaks for {targets}{order}.")
+        one = " The strongest is red, however little it is." if min(chances) < 0.1 else ""
+        notes.append(f"Heat: {first.method}, what speaks for {targets}{sure}{order}.{one}")
+    notes += [f"No heat: {reason}." for reason in dict.fromkeys(e.no_heat for e in both) if reason]
     if any(e.drops is not None for e in both):
         drops = [e.drops for e in both if e.drops is not None]
         plain = all(float(d.max()) < 0.01 for d in drops)
         notes.append(
             f"Bars: how many points of its probability {targets} loses when a frame is replaced by "
             + ("its neighbours." if len(drops[0]) > 1 else "grey.")
-            + (" Here no single frame is needed." if plain else "")
+            + (" Here no single frame is needed." if plain and min(chances) > 0.1 else "")
+            + (" There is next to nothing to lose." if max(chances) < 0.01 else "")
         )
     notes[-1] += f" {_numbers(first.seen)}"
     return notes
