@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tests.model_tools import OPTIONS, randomise
+from tests.video_tools import write_video
 from vireo import cli
 from vireo.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from vireo.config import ModelConfig, TrainConfig, ViewConfig
@@ -710,6 +711,59 @@ def test_what_a_model_has() -> None:
     assert parts("mem+kpsem") == ("heat", "occlusion", "keypoints", "gates")
     assert parts("kpsem", 1) == ("heat", "occlusion")  # one frame has no shifts: there is no branch
     assert parts("tfdem") == ("heat", "occlusion", "features")
+
+
+def test_heat_is_left_out_where_there_is_none_unless_it_is_asked_for(
+    videos: Path, checkpoints: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    torch.manual_seed(0)
+    model = create_model("tsn", "vit_tiny_patch16_224", num_classes=2, num_frames=2)
+    view = ViewConfig(size=224)
+    vit = tmp_path / "vit.safetensors"
+    save_checkpoint(vit, model, labels=LABELS, view=view, provenance={})
+    video = sorted(videos.rglob("*.mp4"))[0]
+    options: dict[str, Any] = {"device": "cpu", "out": tmp_path / "out"}
+    assert explain_command(vit, [video, sorted(videos.rglob("*.mp4"))[1]], **options) == 0
+    assert capsys.readouterr().err.count("no heat maps: vit_tiny_patch16_224") == 1  # of two videos
+    folder = tmp_path / "out" / video.stem
+    assert [path.name for path in folder.iterdir()] == ["strip.png"]
+    assert explain_command(checkpoints / "tsn.safetensors", [video], against=vit, json=True, **options) == 0
+    record = json.loads(capsys.readouterr().out)
+    assert len(record["heat"]) == len(record["occlusion"]) == 4 and "no_heat" not in record
+    assert "heat" not in record["against"] and len(record["against"]["occlusion"]) == 2
+    assert "no feature maps" in record["against"]["no_heat"]
+    assert {path.name for path in folder.iterdir()} == {"strip.png", "heat.mp4"}
+    for more in ({"what": ("heat",)}, {"what": ("occlusion", "heat"), "against": checkpoints / "tsn.safetensors"}):
+        with pytest.raises(UsageError, match="no heat maps of it"):
+            explain_command(vit, [video], **more, **options)  # type: ignore[arg-type]
+
+
+def test_of_the_other_model_only_what_was_asked_for_is_drawn(
+    videos: Path, checkpoints: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    video = sorted(videos.rglob("*.mp4"))[0]
+    tei, tsn = checkpoints / "tei.safetensors", checkpoints / "tsn.safetensors"
+    options: dict[str, Any] = {"what": ("gates",), "out": tmp_path, "device": "cpu", "json": True}
+    assert explain_command(tei, [video], against=tsn, **options) == 0
+    assert [path.name for path in (tmp_path / video.stem).iterdir()] == ["gates.png"]
+    record = json.loads(capsys.readouterr().out)
+    assert not {"heat", "occlusion"} & {*record, *record["against"]}
+
+
+def test_names_are_printed_without_control_characters(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    torch.manual_seed(0)
+    model = create_model("tsn", "resnet10t", num_classes=2, num_frames=2)
+    labels = ("a\nb\x1b[31m", "c\rd\x07")
+    checkpoint = tmp_path / "m.safetensors"
+    save_checkpoint(checkpoint, model, labels=labels, view=ViewConfig(size=32), provenance={})
+    bad, good = (tmp_path / os.fsdecode(name) for name in (b"\xff\n.mp4", b"\xfe\x1b[2J.mp4"))
+    write_video(good, 4)
+    bad.write_bytes(b"no video")
+    assert explain_command(checkpoint, [good, bad], out=tmp_path / "out", what=("occlusion",), device="cpu") == 1
+    out, err = capsys.readouterr()
+    assert all(line.isprintable() for line in (*out.split("\n"), *err.split("\n")))
+    assert "a?b?[31m" in out or "c?d?" in out
+    assert "??.mp4" in err
 
 
 def test_one_frame(videos: Path, tmp_path: Path) -> None:

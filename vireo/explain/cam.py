@@ -45,6 +45,20 @@ METHODS: dict[str, str] = {"gradcam": "Grad-CAM", "gradcam++": "Grad-CAM++", "hi
 _ROUNDING = 1e-5  # of a float32 sum of up to some thousand terms, as a share of what their sizes add up to
 
 
+class NoMapsError(UsageError):
+    """A network that has no maps of features, and so no heat maps.
+
+    Attributes:
+        reason: the first half of the message.
+    """
+
+    def __init__(self, backbone: str) -> None:
+        self.reason = f"{backbone} has no feature maps (or takes one size only)"
+        super().__init__(
+            f"{self.reason}: no heat maps of it; `vireo explain --what occlusion` shows which frames count"
+        )
+
+
 class Heat(NamedTuple):
     """What :func:`grad_cam` gives, for N clips of T frames."""
 
@@ -81,6 +95,7 @@ def grad_cam(
 
     Raises:
         UsageError: no such layer or class, or a layer whose output is no map or has no part in the score.
+        NoMapsError: no layer is named, and none of the network's gives a map.
     """
     if method not in METHODS:
         raise UsageError(f"method is {method!r}; use one of {', '.join(METHODS)}")
@@ -179,10 +194,7 @@ def _find_layer(model: Recognizer, clips: Tensor, layer: str | None) -> tuple[st
     maps = _find_maps(model, clips)
     if layer is None:
         if not maps:
-            raise UsageError(
-                f"{model.config.backbone} has no feature maps (or takes one size only): no heat maps of it; "
-                "`vireo explain --what occlusion` shows which frames count"
-            )
+            raise NoMapsError(model.config.backbone)
         layer = list(maps)[-1]
     if layer not in maps:
         raise UsageError(

@@ -17,7 +17,7 @@ from rich.text import Text
 from vireo import progress
 from vireo.checkpoint import Checkpoint, load_checkpoint
 from vireo.config import ModelConfig, ViewConfig
-from vireo.data.outputs import shorter_names
+from vireo.data.outputs import printable, shorter_names
 from vireo.data.pool import Crash, map_in_processes
 from vireo.devices import choose_device
 from vireo.errors import DecodeError, UsageError
@@ -78,7 +78,7 @@ def explain_command(
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"{folder} is a file; the pictures go to a folder")
     folders = _folders(videos, folder)
-    failed = 0
+    failed, told = 0, set[str]()
     # One process reads ahead, so that a file may crash or keep busy a decoder.
     read = partial(_read, [(one.model.config, one.view) for one in loaded])
     reading = map_in_processes(read, map(str, videos), workers=1, timeout=decode_timeout)
@@ -88,7 +88,7 @@ def explain_command(
             if isinstance(found, Crash):
                 failed += 1
                 if not json:
-                    line = Text.assemble(("failed", "red"), f"  {video}: {found.reason}")
+                    line = Text.assemble(("failed", "red"), printable(f"  {video}: {found.reason}"))
                     advance.errors.print(line, soft_wrap=True)
                 record: dict[str, Any] = {"path": str(video), "error": found.reason}
             else:
@@ -100,6 +100,10 @@ def explain_command(
                     record["against"] = both[1].as_dict()
                 if not json:
                     _print(record, place_of, advance)
+                    for reason in dict.fromkeys(e.no_heat for e in both if e.no_heat):
+                        if reason not in told:
+                            advance.errors.print(Text(printable(f"no heat maps: {reason}"), "yellow"), soft_wrap=True)
+                        told.add(reason)
             if json:
                 advance.output.print(Text(jsonlib.dumps(record, ensure_ascii=False)), soft_wrap=True)
                 advance.output.file.flush()
@@ -118,8 +122,8 @@ def _read(kinds: Sequence[tuple[ModelConfig, ViewConfig]], video: str) -> list[_
     return [(one.clip.numpy(), one.positions, one.frame_count) for one in seen]  # an array crosses the pipe by value
 
 
-def _parts(loaded: Sequence[Checkpoint], what: Sequence[str]) -> list[tuple[str, ...]]:
-    """What is looked at of each model.
+def _parts(loaded: Sequence[Checkpoint], what: Sequence[str]) -> list[tuple[str, ...] | None]:
+    """What is looked at of each model; None: all that it has.
 
     Raises:
         UsageError: something that there isn't, or that none of them has.
@@ -132,7 +136,7 @@ def _parts(loaded: Sequence[Checkpoint], what: Sequence[str]) -> list[tuple[str,
             models = " and ".join(dict.fromkeys(describe(one.model) for one in loaded))
             there = [p for p in WHAT if any(p in h for h in has)]
             raise UsageError(f"--what {part}: {models} has nothing of the kind; there is {', '.join(there)}")
-    return [tuple(part for part in there if part in (what or WHAT)) for there in has]
+    return [tuple(part for part in there if part in what) if what else None for there in has]
 
 
 def _check_alike(loaded: Sequence[Checkpoint], paths: Sequence[Path]) -> None:
@@ -164,7 +168,7 @@ def _explain_all(
     names: Sequence[str],
     video: Path,
     seen: Sequence[Seen],
-    parts: Sequence[tuple[str, ...]],
+    parts: Sequence[tuple[str, ...] | None],
     target: str | None,
     method: Method,
     layer: str | None,
@@ -199,7 +203,6 @@ def _draw(name: str, both: Sequence[Explanation], folder: Path) -> list[Path]:
 
 def _print(record: dict[str, Any], folder: Path, advance: progress.Bar) -> None:
     top = record["prediction"][0]
-    line = Text.assemble(
-        (record["path"], "bold"), "  ", (f"{top['label']} {100 * top['probability']:.1f} %", "cyan"), f"  → {folder}/"
-    )
+    answer = printable(f"{top['label']} {100 * top['probability']:.1f} %")
+    line = Text.assemble((printable(record["path"]), "bold"), "  ", (answer, "cyan"), printable(f"  → {folder}/"))
     advance.output.print(line, soft_wrap=True, highlight=False)

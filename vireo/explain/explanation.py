@@ -18,7 +18,7 @@ from vireo.data.sampling import Indices, sample_indices
 from vireo.data.table import ClipRecord
 from vireo.data.transforms import eval_transform
 from vireo.errors import UnknownNameError, UsageError
-from vireo.explain.cam import METHODS, Method, grad_cam
+from vireo.explain.cam import METHODS, Method, NoMapsError, grad_cam
 from vireo.explain.occlude import occlusion
 from vireo.model import Recognizer, evaluating
 from vireo.predict import Prediction, prediction_of
@@ -27,7 +27,8 @@ from vireo.temporal.kpsem import KeyPointShifts
 from vireo.temporal.mstsm_tfdem import TemporalFeatureDifference
 
 WHAT = ("heat", "occlusion", "keypoints", "gates", "features")
-"""What can be looked at: the first two of every model, the others where it has them."""
+"""What can be looked at: heat of every model with feature maps, occlusion of every model, the others where it has
+them."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -62,7 +63,9 @@ class Explanation:
     method: str
     """How the heat was found, e.g. Grad-CAM."""
     heat: Tensor | None = None
-    """(T, S, S) float32 in [0, 1]; None unless asked for."""
+    """(T, S, S) float32 in [0, 1]; None unless asked for, or where there is none."""
+    no_heat: str = ""
+    """Why there is no heat among all that was to be looked at, if so."""
     drops: Tensor | None = None
     """(T,) float32: by how much the probability falls without each frame; None unless asked for."""
     visuals: dict[str, Tensor] = field(default_factory=dict)
@@ -87,6 +90,8 @@ class Explanation:
             plain["method"] = self.method
             total = self.heat.sum(dim=(1, 2))
             plain["heat"] = (total / total.sum().clamp_min(1e-12)).tolist()
+        if self.no_heat:
+            plain["no_heat"] = self.no_heat
         if self.drops is not None:
             plain["occlusion"] = self.drops.tolist()
         return plain
@@ -97,7 +102,7 @@ def explain(
     video: str | Path,
     *,
     target: str | None = None,
-    what: Sequence[str] = (),
+    what: Sequence[str] | None = None,
     method: Method = "gradcam",
     layer: str | None = None,
     top_k: int = 3,
@@ -111,7 +116,7 @@ def explain(
         checkpoint: its model is on ``device``.
         video: what `vireo.predict` takes.
         target: name of the class to explain; None: the most probable one.
-        what: any of `WHAT`; none: all that the model has.
+        what: any of `WHAT`; None: all that the model has.
         method: of the heat maps.
         layer: of the heat maps, see `grad_cam`.
         top_k: classes in the prediction.
@@ -126,24 +131,30 @@ def explain(
     model, labels = checkpoint.model, checkpoint.labels
     number = None if target is None else class_number(target, labels)
     there = parts_of(model)
-    what = tuple(what) or there
-    if missing := [part for part in what if part not in there]:
+    parts = there if what is None else tuple(what)
+    if missing := [part for part in parts if part not in there]:
         raise UsageError(f"{missing[0]}: {describe(model)} has none; it has {', '.join(there)}")
     seen = seen or read_seen(model.config, checkpoint.view, video)
     clip = seen.clip.to(device)
     heat = drops = None
+    no_heat = ""
     visuals: dict[str, Tensor] = {}
     with torch.no_grad(), evaluating(model):
-        found = model.forward_outputs(clip[None], visuals=any(part in what for part in WHAT[2:]))
+        found = model.forward_outputs(clip[None], visuals=any(part in parts for part in WHAT[2:]))
     chances = found.logits[0].float().softmax(dim=0)
     number = int(chances.argmax()) if number is None else number
-    if "heat" in what:
-        heat = grad_cam(model, clip[None], number, method=method, layer=layer).maps[0].cpu()
-    if "occlusion" in what:
+    if "heat" in parts:
+        try:
+            heat = grad_cam(model, clip[None], number, method=method, layer=layer).maps[0].cpu()
+        except NoMapsError as error:
+            if what is not None:
+                raise
+            no_heat = error.reason
+    if "occlusion" in parts:
         replace = "neighbour" if len(clip) > 1 else "grey"
         drops = occlusion(model, clip, number, replace=replace).drops  # type: ignore[arg-type]  # mypy widens it
     if found.visuals:
-        visuals = {name: value[0].float().cpu() for name, value in found.visuals.items() if _part(name) in what}
+        visuals = {name: value[0].float().cpu() for name, value in found.visuals.items() if _part(name) in parts}
     return Explanation(
         model=name or describe(model),
         prediction=prediction_of(found.logits[0], labels, str(video), top_k=top_k),
@@ -152,6 +163,7 @@ def explain(
         seen=seen,
         method=METHODS[method],
         heat=heat,
+        no_heat=no_heat,
         drops=drops,
         visuals=visuals,
     )
