@@ -178,7 +178,8 @@ def predict_windows(
     """Slide a window over a video of any length, or over a live source, and score it.
 
     Memory does not grow with the video; each frame is decoded once, and made into a picture of the model's size at
-    most once. Every moment lies in a window. A video shorter than the window is one window, sampled as `predict` does.
+    most once. Every moment lies in a window. A video shorter than the window is one window; of constant rate, it is
+    sampled as `predict` samples a whole video.
 
     Args:
         checkpoint: a file that `vireo train` wrote, or one already loaded. Not one of optical flow.
