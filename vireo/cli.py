@@ -1230,7 +1230,7 @@ def say(message: str, style: str = "") -> None:
 
 def complain(message: str, title: str = "error") -> None:
     """Print an error on stderr as it is: file names are not markup."""
-    from vireo.data.outputs import printable
+    from vireo.progress import printable
 
     lines = "\n".join(map(printable, message.split("\n")))
     text = Text.assemble((f"{title}: ", "bold red"), lines)

@@ -29,11 +29,11 @@ from torch import Tensor
 import vireo
 from vireo import plots
 from vireo.data.annotations import read_table
-from vireo.data.outputs import printable, shorter_names
+from vireo.data.outputs import shorter_names
 from vireo.data.table import SPLITS, ClipTable
 from vireo.errors import DataError, UsageError, writing
 from vireo.files import replacing, write_json
-from vireo.progress import make_console
+from vireo.progress import make_console, printable
 from vireo.run_files import check_results_folder
 from vireo.scores import (
     ScoreTable,

@@ -18,11 +18,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from vireo.data.outputs import printable
 from vireo.errors import writing
 from vireo.files import replacing
 from vireo.plots import comparison_png, shorten, write_png
-from vireo.progress import make_console
+from vireo.progress import make_console, printable
 from vireo.run_files import RunRecord, Spread, find_runs, read_run, spread
 from vireo.run_page import code
 

@@ -41,13 +41,12 @@ from vireo.data.annotations import read_table
 from vireo.data.clips import reader_name
 from vireo.data.dataset import Batch
 from vireo.data.faults import Failure, FailureCount, TooManyFailuresError
-from vireo.data.outputs import printable
 from vireo.data.table import ClipTable
 from vireo.devices import choose_device
 from vireo.errors import DataError, DecodeError, MissingDependencyError, UnknownNameError, UsageError, writing
 from vireo.files import read_bounded, replacing, write_failures, write_json
 from vireo.model import Recognizer
-from vireo.progress import make_console
+from vireo.progress import make_console, printable
 from vireo.protocols import Protocol, choose_protocol, describe_protocol
 from vireo.run_files import check_results_folder
 from vireo.scores import clip_names

@@ -21,7 +21,6 @@ from vireo.checkpoint import Checkpoint, load_checkpoint
 from vireo.config import ReadConfig, Settings
 from vireo.data.annotations import read_table
 from vireo.data.faults import Failure, TooManyFailuresError
-from vireo.data.outputs import printable
 from vireo.data.table import ClipTable, counted
 from vireo.data.unlabelled import UnlabelledTest, read_unlabelled
 from vireo.distributed import Team, launch, make_fabric, peers_may_be_gone
@@ -40,7 +39,7 @@ from vireo.evaluation import (
 from vireo.files import write_failures, write_json
 from vireo.official_splits import SPLITS, SplitsResult, print_splits, read_splits, splits_of, write_splits
 from vireo.probe import frame_orders, probe_order
-from vireo.progress import make_console
+from vireo.progress import make_console, printable
 from vireo.run_files import CLIPS, check_results_folder
 from vireo.scores import EVALUATION, SUBMISSION
 from vireo.scoring import ScoreConfig, all_alike, choose_split, count_trained_on, score_table

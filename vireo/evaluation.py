@@ -23,10 +23,10 @@ from torch import Tensor
 
 from vireo import plots
 from vireo.data.faults import Failure, TooManyFailuresError
-from vireo.data.outputs import printable
 from vireo.data.table import ClipTable
 from vireo.files import replacing, replacing_together, write_failures, write_json
 from vireo.probe import OrderProbe, print_probe, write_probe
+from vireo.progress import printable
 from vireo.scores import (
     EVALUATION,
     PARQUET,

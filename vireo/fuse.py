@@ -25,12 +25,11 @@ from torch import Tensor
 
 import vireo
 from vireo.checkpoint import Checkpoint, load_checkpoint
-from vireo.data.outputs import printable
 from vireo.data.unlabelled import UnlabelledTest, read_unlabelled
 from vireo.errors import DataError, UsageError
 from vireo.evaluate import Predictions, evaluate_part, predict_test, tell_predictions
 from vireo.evaluation import Evaluation, Scores, measure, write_evaluation
-from vireo.progress import make_console
+from vireo.progress import make_console, printable
 from vireo.run_files import check_results_folder
 from vireo.scores import (
     EVALUATION,

@@ -14,11 +14,11 @@ from rich.table import Table
 
 from vireo.checkpoint import Checkpoint
 from vireo.data.annotations import read_table, split_format
-from vireo.data.outputs import printable
 from vireo.data.table import ClipTable
 from vireo.errors import UsageError, writing
 from vireo.evaluation import Evaluation
 from vireo.files import write_json
+from vireo.progress import printable
 
 OFFICIAL = {name: (name, f"{name}-split2", f"{name}-split3") for name in ("ucf101", "hmdb51")}
 """Data sets with several splits, as formats of `vireo.data.formats`."""

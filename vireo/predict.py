@@ -25,12 +25,12 @@ from vireo.data.flow import is_flow_clip, read_flow
 from vireo.data.folders import clips_below, clips_called
 from vireo.data.frames import is_frame_folder
 from vireo.data.loader import make_loader
-from vireo.data.outputs import printable
 from vireo.data.sampling import sample_indices
 from vireo.data.table import ClipRecord, ClipTable
 from vireo.data.transforms import eval_transform
 from vireo.devices import choose_device
 from vireo.errors import DataError, DecodeError, UsageError
+from vireo.progress import printable
 from vireo.stream.command import TimelineOptions, timeline_command
 from vireo.stream.live import parse_source
 from vireo.stream.writers import Format

@@ -29,9 +29,9 @@ from rich.padding import Padding
 from rich.table import Table
 from torch import Tensor
 
-from vireo.data.outputs import printable
 from vireo.files import replacing
 from vireo.plots import shorten
+from vireo.progress import printable
 from vireo.statistics import Interval, bootstrap_mean
 
 Order = Literal["shuffled", "reversed", "single"]

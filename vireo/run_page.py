@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from vireo.config import TrainConfig
-from vireo.data.outputs import printable
 from vireo.data.table import counted
 from vireo.errors import VireoError
 from vireo.files import replacing
 from vireo.plots import run_png, write_png
+from vireo.progress import printable
 from vireo.run_files import RunRecord, read_metrics
 
 PAGE, CURVES, ENVIRONMENT = "README.md", "curves.png", "environment.txt"

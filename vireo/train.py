@@ -43,7 +43,6 @@ from vireo.data.flips import FlipRule, flip_rule
 from vireo.data.labels import check_label_map, write_label_map
 from vireo.data.loader import ClipLoader, make_loader
 from vireo.data.mixing import mix_clips
-from vireo.data.outputs import printable
 from vireo.data.pool import resolve_workers, usable_cores
 from vireo.data.splits import Split, split_table
 from vireo.data.table import ClipTable, counted
@@ -63,7 +62,7 @@ from vireo.optim import (
     train_mode,
 )
 from vireo.pace import Pace, verdict
-from vireo.progress import console_beside, make_console, make_progress
+from vireo.progress import console_beside, make_console, make_progress, printable
 from vireo.provenance import describe_source, write_environment
 from vireo.recompute import recompute_blocks
 from vireo.run_files import BEST, LABELS, LAST, RESUME

@@ -28,10 +28,11 @@ from vireo.data.doctor_page import write_page
 from vireo.data.doctor_report import SEVERITIES, SHOWN, Report, Summary, print_report
 from vireo.data.examine import FileFacts, Journal, examine, examine_flow, stamp
 from vireo.data.findings import FINDERS, Examined, decode_costs
-from vireo.data.outputs import claim_outside, listed_names, note_source, printable, source_of, write_text
+from vireo.data.outputs import claim_outside, listed_names, note_source, source_of, write_text
 from vireo.data.pool import Crash, map_in_processes
 from vireo.data.table import ClipTable, counted
 from vireo.errors import DataError, UsageError
+from vireo.progress import printable
 
 
 def check_data(

@@ -27,11 +27,12 @@ from vireo.data.doctor_report import (
     verdict,
 )
 from vireo.data.frames import read_frame_folder
-from vireo.data.outputs import listed_names, printable
+from vireo.data.outputs import listed_names
 from vireo.data.pool import Crash, map_in_processes
 from vireo.data.sampling import Indices, segment_indices
 from vireo.data.table import counted
 from vireo.errors import DecodeError
+from vireo.progress import printable
 
 _STRIP = 6  # frames of a clip that are shown
 _HEIGHT = 72  # of those, pixels

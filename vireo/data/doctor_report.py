@@ -10,8 +10,8 @@ from typing import Any, Literal, NamedTuple
 from rich.console import Console
 from rich.text import Text
 
-from vireo.data.outputs import printable
 from vireo.data.table import SPLITS, counted
+from vireo.progress import printable
 
 Severity = Literal["fault", "warning", "note"]
 SEVERITIES: tuple[Severity, ...] = ("fault", "warning", "note")

@@ -43,7 +43,7 @@ from vireo.data.clips import read_clip
 from vireo.data.flow import BOUND, to_uint8
 from vireo.data.folders import is_video
 from vireo.data.images import UInt8, is_sane
-from vireo.data.outputs import LOCK, SOURCE, claim_outside, locked, made_from, printable
+from vireo.data.outputs import LOCK, SOURCE, claim_outside, locked, made_from
 from vireo.data.pool import Crash, map_in_processes
 from vireo.data.table import ClipRecord, ClipTable, counted
 from vireo.errors import (
@@ -55,6 +55,7 @@ from vireo.errors import (
     writing,
 )
 from vireo.files import replacing, write_failures
+from vireo.progress import printable
 
 METHODS = ("tvl1", "dis")
 LIST, FAILED, FACTS = "flow.csv", "failed.csv", "flow.json"

@@ -39,12 +39,13 @@ from vireo.data.encode import OptimizeConfig, Written, encode_video, part_of
 from vireo.data.examine import stamp
 from vireo.data.frames import read_frame_folder
 from vireo.data.journal import JsonLines
-from vireo.data.outputs import LOCK, SOURCE, claim_outside, locked, made_from, printable, shorter_names, write_text
+from vireo.data.outputs import LOCK, SOURCE, claim_outside, locked, made_from, shorter_names, write_text
 from vireo.data.pool import Crash, map_in_processes
 from vireo.data.sampling import Indices, segment_indices
 from vireo.data.table import ClipTable, counted
 from vireo.errors import DataError, DecodeError, MissingDependencyError, UsageError, writing
 from vireo.files import write_failures
+from vireo.progress import printable
 
 FORMAT = 1
 _JOURNAL = "optimize.jsonl"

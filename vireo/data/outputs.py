@@ -9,7 +9,6 @@ from pathlib import Path
 
 from vireo.errors import StorageError, UsageError, writing
 from vireo.files import replacing
-from vireo.progress import printable as printable
 
 LOCK = ".lock"
 """Name of the file that `locked` leaves in a folder."""

@@ -17,7 +17,7 @@ from rich.text import Text
 from vireo import progress
 from vireo.checkpoint import Checkpoint, load_checkpoint
 from vireo.config import ModelConfig, ViewConfig
-from vireo.data.outputs import printable, shorter_names
+from vireo.data.outputs import shorter_names
 from vireo.data.pool import Crash, map_in_processes
 from vireo.devices import choose_device
 from vireo.errors import DecodeError, UsageError
@@ -27,6 +27,7 @@ from vireo.explain.movie import heat_movie, write_mp4
 from vireo.explain.pictures import features_png, gates_png, keypoints_png, strip_png
 from vireo.plots import write_png
 from vireo.predict import find_videos
+from vireo.progress import printable
 
 _Read = tuple[NDArray[np.uint8], tuple[int, ...], int]
 """A `Seen` on its way from another process."""

@@ -13,9 +13,9 @@ from torch import Tensor
 from torchvision.utils import flow_to_image
 
 from vireo.data.flow import BOUND
-from vireo.data.outputs import printable
 from vireo.explain.explanation import Explanation, Seen
 from vireo.plots import ACCENT, COLOURS, DPI, INK, MUTED, PAPER, missing_glyphs, new_figure, shorten, to_png
+from vireo.progress import printable
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

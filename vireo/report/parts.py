@@ -10,8 +10,8 @@ from html import escape
 from importlib import resources
 from typing import Any
 
-from vireo.data.outputs import printable
 from vireo.plots import shorten
+from vireo.progress import printable
 
 LONGEST = 160
 """Characters of a name that are shown."""

@@ -17,8 +17,8 @@ from rich.text import Text
 
 from vireo import progress
 from vireo.checkpoint import Checkpoint
-from vireo.data.outputs import printable
 from vireo.errors import DecodeError, UsageError, writing
+from vireo.progress import printable
 from vireo.stream.live import Source, parse_source
 from vireo.stream.overlay import draw_labels
 from vireo.stream.plan import SECOND
