@@ -702,6 +702,31 @@ def test_no_heat_is_said_and_not_drawn(
     assert {path.name for path in (out / video.stem).iterdir()} == {"strip.png", "heat.mp4"}
 
 
+@pytest.mark.parametrize("bias", [20.0, 2.0])
+def test_the_strip_says_how_probable_a_class_is_that_was_asked_for(
+    videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bias: float
+) -> None:
+    model = create_model("tsn", "resnet10t", num_classes=2, num_frames=4)
+    with torch.no_grad():
+        model.classifier.bias.copy_(torch.tensor([bias, 0.0]))
+    checkpoint = Checkpoint(model=model, labels=LABELS, view=ViewConfig(size=32))
+    written: list[str] = []
+    write = Sheet.text
+    monkeypatch.setattr(
+        Sheet, "text", lambda self, x, y, text, **look: written.append(text) or write(self, x, y, text, **look)
+    )
+    video = sorted(videos.rglob("*.mp4"))[0]
+    for target in (LABELS[1], None):
+        found = explain(checkpoint, video, target=target)
+        written.clear()
+        pictures.strip_png("clip", found)
+        footer = " ".join(written)
+        asked = target is not None
+        assert (f"({100 * found.probability:.1f} %)" in footer) == asked
+        assert ("next to nothing to lose" in footer) == (asked and bias == 20)
+        assert "no single frame is needed" not in footer or not asked or found.probability > 0.1
+
+
 def test_what_a_model_has() -> None:
     def parts(temporal: str, frames: int = 2) -> tuple[str, ...]:
         return parts_of(create_model(temporal, "resnet10t", num_classes=2, num_frames=frames))
