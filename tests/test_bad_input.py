@@ -114,6 +114,10 @@ def test_unknown_names(vireo: Vireo, clips: Path, tmp_path: Path) -> None:
     vireo(*train, "--temporal-options.stage", "4").fails(2, "no option 'stage'", "Did you mean 'stages'")
     vireo(*train, "--temporal-options.stages", "7").fails(2, "stages is [7]", "[2, 3, 4, 5]")
     vireo(*train, "--pretrained", "").fails(2, "--pretrained is empty")
+    assert not (tmp_path / "run").exists()
+    (tmp_path / "run").mkdir()
+    vireo(*train, "--temporal", "tie").fails(2, "temporal module 'tie'")
+    assert (tmp_path / "run").is_dir()  # which somebody else had made
     vireo("models", "--backbone", "mobilnetv2_100").fails(2, "'mobilnetv2_100'", "mobilenetv2_100")
     vireo("models", "--temporal", "tmi").fails(2, "'tmi'", "Did you mean", "'tim'")
     vireo("predcit", "x", "y").fails(2, "did you mean predict?")

@@ -16,7 +16,7 @@ import shlex
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager, nullcontext
+from contextlib import closing, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, fields, replace
 from itertools import zip_longest
 from pathlib import Path
@@ -123,7 +123,14 @@ def train(config: TrainConfig, *, console: Console | None = None) -> TrainResult
         UsageError: the folder holds a run already and `resume` is off, or a setting is wrong.
     """
     console = console or make_console()
-    session = Session(config, console)
+    there = Path(config.out).exists()
+    try:
+        session = Session(config, console)
+    except BaseException:
+        if not there:  # nothing has come of it
+            with suppress(OSError):
+                Path(config.out).rmdir()  # fails unless it is empty
+        raise
     began = time.monotonic()
     team, console = session.team, session.console
     with closing(session), stop_signals() as stop_requested, make_progress() if team.first else no_bars() as bars:
