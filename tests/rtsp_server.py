@@ -22,6 +22,10 @@ def nal_units(data: bytes) -> Iterator[bytes]:
             yield part
 
 
+class _Server(socketserver.ThreadingTCPServer):
+    allow_reuse_address = daemon_threads = True
+
+
 class RtspServer:
     """Plays frames to whoever asks, over and over or once, at their rate.
 
@@ -48,9 +52,7 @@ class RtspServer:
                 with contextlib.suppress(OSError):
                     outer._talk(self)
 
-        socketserver.ThreadingTCPServer.allow_reuse_address = True
-        self._server = socketserver.ThreadingTCPServer(("127.0.0.1", self.port), Handler)
-        self._server.daemon_threads = True
+        self._server = _Server(("127.0.0.1", self.port), Handler)
         self.port = self._server.server_address[1]
         threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
         return self

@@ -31,8 +31,8 @@ from vireo import plots
 from vireo.data.annotations import read_table
 from vireo.data.outputs import shorter_names
 from vireo.data.table import SPLITS, ClipTable
-from vireo.errors import DataError, UsageError, writing
-from vireo.files import replacing, write_json
+from vireo.errors import DataError, UsageError
+from vireo.files import replacing, replacing_together, write_json
 from vireo.progress import make_console, printable
 from vireo.run_files import check_results_folder
 from vireo.scores import (
@@ -566,20 +566,15 @@ def _write(
     Raises:
         StorageError: one can't be written.
     """
-    with writing(out):
-        out.mkdir(parents=True, exist_ok=True)
-    write_json(out / "compare.json", whole)
-    with replacing(out / "classes.csv") as file:
-        writer = csv.DictWriter(file, list(found.classes[0].as_dict()))
-        writer.writeheader()
-        writer.writerows(change.as_dict() for change in found.classes)
-    pictures = {"gains.png": _gains(found, changes, min_points), "examples.png": examples}
-    for name, png in pictures.items():
-        if png is not None:
-            plots.write_png(out / name, png)
-        else:
-            with writing(out / name):
-                (out / name).unlink(missing_ok=True)
+    with replacing_together(out, ("compare.json", "classes.csv", "gains.png", "examples.png")) as folder:
+        write_json(folder / "compare.json", whole)
+        with replacing(folder / "classes.csv") as file:
+            writer = csv.DictWriter(file, list(found.classes[0].as_dict()))
+            writer.writeheader()
+            writer.writerows(change.as_dict() for change in found.classes)
+        for name, png in (("gains.png", _gains(found, changes, min_points)), ("examples.png", examples)):
+            if png is not None:
+                plots.write_png(folder / name, png)
 
 
 def _gains(

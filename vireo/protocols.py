@@ -137,8 +137,7 @@ def find_protocol(name: str) -> Named:
     if name in PROTOCOLS:
         return PROTOCOLS[name]
     found = re.fullmatch(r"(\d{1,4})x(1|3|5|10)(-center|-crop|-full)?(-segment|-dense)?", name)
-    other = {"-center", "-crop"} - ({"-center"} if found and found[2] == "1" else {"-crop"})
-    if not found or int(found[1]) == 0 or found[3] in other:
+    if not found or int(found[1]) == 0 or found[3] == ("-crop" if found[2] == "1" else "-center"):
         known = (*PROTOCOLS, "CLIPSxCROPS[-full][-segment|-dense] with 1, 3, 5 or 10 crops")
         raise UnknownNameError("protocol", name, known)
     change = {"clips": int(found[1]), "views": _CROPS[found[2]]}
